@@ -1,0 +1,11 @@
+//! What every other crate needs to speak of memory: addresses, guest memory slots, frames, counters.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod access;
+pub mod address;
+
+pub use access::{GuestMemory, TableMemory, Unbacked};
+pub use address::{BLOCK_PAGES, BLOCK_SIZE, Gfn, Gpa, Gva, Hpa, PAGE_SHIFT, PAGE_SIZE, Pfn};
