@@ -1,0 +1,139 @@
+//! The allocator's three marks, in free frames.
+
+use core::fmt;
+
+/// Free-frame marks: `min` is kept for work already begun, at `low` reclaim starts, at `high` it stops.
+/// Always `min < low < high`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    min_frames: u64,
+    low_frames: u64,
+    high_frames: u64,
+}
+
+/// Why marks are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarksError {
+    /// Not `min < low < high`.
+    Order {
+        /// The `min` mark that was asked for.
+        min_frames: u64,
+        /// The `low` mark that was asked for.
+        low_frames: u64,
+        /// The `high` mark that was asked for.
+        high_frames: u64,
+    },
+    /// The machine has too few frames for reclaim ever to stop.
+    TooHigh {
+        /// The `high` mark that was asked for.
+        high_frames: u64,
+        /// All frames of the allocator.
+        total_frames: u64,
+    },
+}
+
+impl fmt::Display for MarksError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Order { min_frames, low_frames, high_frames } => write!(
+                f,
+                "the marks min {min_frames}, low {low_frames}, high {high_frames} do not ascend; \
+                 give min < low < high"
+            ),
+            Self::TooHigh { high_frames, total_frames } => write!(
+                f,
+                "the high mark of {high_frames} frames is not below the {total_frames} frames there are; \
+                 lower the marks or give the machine more memory"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for MarksError {}
+
+impl Marks {
+    /// Marks in frames.
+    ///
+    /// # Errors
+    /// [`MarksError::Order`] unless `min < low < high`.
+    pub const fn new(min_frames: u64, low_frames: u64, high_frames: u64) -> Result<Self, MarksError> {
+        if min_frames < low_frames && low_frames < high_frames {
+            Ok(Self { min_frames, low_frames, high_frames })
+        } else {
+            Err(MarksError::Order { min_frames, low_frames, high_frames })
+        }
+    }
+
+    /// The default for a machine of `total_frames`: `min` is a 512th of it, from 32 to 4096 frames (but an
+    /// eighth of a tiny machine at most), `low` twice and `high` three times that.
+    #[must_use]
+    pub fn for_memory(total_frames: u64) -> Self {
+        let min_frames = (total_frames / 512).clamp(32, 4096).min(total_frames / 8);
+        let step = min_frames.max(1);
+        Self { min_frames, low_frames: min_frames + step, high_frames: min_frames + 2 * step }
+    }
+
+    /// Whether an allocator of `total_frames` can rise to the high mark.
+    ///
+    /// # Errors
+    /// [`MarksError::TooHigh`] if it cannot.
+    pub const fn fits(self, total_frames: u64) -> Result<Self, MarksError> {
+        if self.high_frames < total_frames {
+            Ok(self)
+        } else {
+            Err(MarksError::TooHigh { high_frames: self.high_frames, total_frames })
+        }
+    }
+
+    /// Free frames kept for work already begun.
+    #[must_use]
+    pub const fn min_frames(self) -> u64 {
+        self.min_frames
+    }
+
+    /// Free frames at or below which reclaim starts.
+    #[must_use]
+    pub const fn low_frames(self) -> u64 {
+        self.low_frames
+    }
+
+    /// Free frames at which reclaim stops.
+    #[must_use]
+    pub const fn high_frames(self) -> u64 {
+        self.high_frames
+    }
+}
+
+/// How the free count stands to the marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Above `low`.
+    Plenty,
+    /// At or below `low`: reclaim is due.
+    Low,
+    /// At or below `min`: only work already begun gets frames.
+    Min,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_ascend_for_every_size_and_fit() {
+        for total in (0..5000).chain((0..40).map(|shift| 1 << shift)) {
+            let marks = Marks::for_memory(total);
+            assert!(Marks::new(marks.min_frames, marks.low_frames, marks.high_frames).is_ok());
+            assert!(total < 3 || marks.fits(total).is_ok(), "{total} {marks:?}");
+        }
+        assert_eq!(Marks::for_memory(1 << 16), Marks::new(128, 256, 384).unwrap());
+    }
+
+    #[test]
+    fn marks_that_do_not_ascend_are_refused() {
+        for (min, low, high) in [(2, 2, 3), (1, 3, 3), (3, 2, 1)] {
+            assert!(matches!(Marks::new(min, low, high), Err(MarksError::Order { .. })));
+        }
+        assert!(matches!(Marks::new(1, 2, 100).unwrap().fits(100), Err(MarksError::TooHigh { .. })));
+    }
+}

@@ -1,0 +1,233 @@
+//! Random histories of the frame allocator against a naive model that looks at every frame.
+#![cfg(not(loom))]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use memory::{Claim, FrameAllocator, FreeError, GuestId, Marks, NeedFrames, Owner, Pfn, Reservation};
+use proptest::prelude::*;
+
+const FOUR_GIB: u64 = 1 << 20;
+const CORES: usize = 3;
+const MIN_FRAMES: u64 = 40;
+
+/// A broken block, two whole ones below 4 GiB, and two and a half above.
+const REGIONS: [(Pfn, u64); 3] =
+    [(Pfn(0x230), 300), (Pfn(FOUR_GIB - 1024), 1024 + 700), (Pfn(FOUR_GIB + 512), 600)];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc { core: usize, owner: Owner, claim: Claim, times: usize },
+    AllocLow { owner: Owner, claim: Claim, times: usize },
+    AllocBlock { owner: Owner },
+    Free { core: usize, pick: usize, times: usize },
+    FreeTwice { core: usize, pick: usize },
+    FreeForeign { core: usize, pick: usize },
+    FreeAbsent { core: usize, pfn: u64 },
+    FreeBlock { pick: usize },
+    Reserve { core: usize, owner: Owner, claim: Claim, frames: usize, take: usize },
+}
+
+fn owners() -> impl Strategy<Value = Owner> {
+    prop_oneof![
+        Just(Owner::Hypervisor),
+        (0u16..3).prop_map(|n| Owner::Memory(GuestId::new(n).unwrap())),
+        (0u16..3).prop_map(|n| Owner::Shadow(GuestId::new(n).unwrap())),
+    ]
+}
+
+fn claims() -> impl Strategy<Value = Claim> {
+    prop_oneof![Just(Claim::Guest), Just(Claim::Begun)]
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    // One core more than the allocator has: it works without a cache.
+    let core = 0..CORES + 1;
+    prop_oneof![
+        4 => (core.clone(), owners(), claims(), 1usize..300)
+            .prop_map(|(core, owner, claim, times)| Step::Alloc { core, owner, claim, times }),
+        1 => (owners(), claims(), 1usize..100)
+            .prop_map(|(owner, claim, times)| Step::AllocLow { owner, claim, times }),
+        2 => owners().prop_map(|owner| Step::AllocBlock { owner }),
+        5 => (core.clone(), any::<usize>(), 1usize..400)
+            .prop_map(|(core, pick, times)| Step::Free { core, pick, times }),
+        1 => (core.clone(), any::<usize>()).prop_map(|(core, pick)| Step::FreeTwice { core, pick }),
+        1 => (core.clone(), any::<usize>()).prop_map(|(core, pick)| Step::FreeForeign { core, pick }),
+        1 => (core.clone(), any::<u64>()).prop_map(|(core, pfn)| Step::FreeAbsent { core, pfn }),
+        2 => any::<usize>().prop_map(|pick| Step::FreeBlock { pick }),
+        2 => (core, owners(), claims(), 0usize..=8, 0usize..=8)
+            .prop_map(|(core, owner, claim, frames, take)| Step::Reserve { core, owner, claim, frames, take }),
+    ]
+}
+
+/// Every frame there is, and whose it is.
+struct Model(BTreeMap<Pfn, Option<Owner>>);
+
+impl Model {
+    fn new() -> Self {
+        let frames = REGIONS.iter().flat_map(|&(first, pages)| first.0..first.0 + pages);
+        Self(frames.map(|pfn| (Pfn(pfn), None)).collect())
+    }
+
+    fn free(&self) -> u64 {
+        self.0.values().filter(|owner| owner.is_none()).count() as u64
+    }
+
+    fn allows(&self, frames: u64, claim: Claim) -> bool {
+        self.free() >= frames + if claim == Claim::Guest { MIN_FRAMES } else { 0 }
+    }
+
+    fn has_low(&self) -> bool {
+        self.0.range(..Pfn(FOUR_GIB)).any(|(_, owner)| owner.is_none())
+    }
+
+    fn block_is(&self, first: Pfn, owner: Option<Owner>) -> bool {
+        first.0 % 512 == 0 && (0..512).all(|i| self.0.get(&Pfn(first.0 + i)) == Some(&owner))
+    }
+
+    fn has_whole_block(&self) -> bool {
+        self.0.keys().any(|&first| self.block_is(first, None))
+    }
+
+    fn hand_out(&mut self, pfn: Pfn, owner: Owner) {
+        let was = self.0.insert(pfn, Some(owner));
+        assert_eq!(was, Some(None), "{pfn} was handed out though it is no free frame");
+    }
+
+    fn held(&self, pick: usize) -> Option<(Pfn, Owner)> {
+        let held: Vec<_> = self.0.iter().filter_map(|(&pfn, owner)| Some((pfn, (*owner)?))).collect();
+        (!held.is_empty()).then(|| held[pick % held.len()])
+    }
+}
+
+fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
+    match step {
+        Step::Alloc { core, owner, claim, times } => {
+            for _ in 0..times {
+                let pfn = frames.alloc(core, owner, claim);
+                assert_eq!(pfn.is_some(), model.allows(1, claim));
+                let Some(pfn) = pfn else { break };
+                model.hand_out(pfn, owner);
+            }
+        }
+        Step::AllocLow { owner, claim, times } => {
+            for _ in 0..times {
+                let pfn = frames.alloc_below_4g(owner, claim);
+                assert_eq!(pfn.is_some(), model.allows(1, claim) && model.has_low());
+                let Some(pfn) = pfn else { break };
+                assert!(pfn.0 < FOUR_GIB);
+                model.hand_out(pfn, owner);
+            }
+        }
+        Step::AllocBlock { owner } => {
+            let first = frames.alloc_block(owner);
+            assert_eq!(first.is_some(), model.allows(512, Claim::Guest) && model.has_whole_block());
+            let Some(first) = first else { return };
+            assert_eq!(first.0 % 512, 0);
+            (0..512).for_each(|i| model.hand_out(Pfn(first.0 + i), owner));
+        }
+        Step::Free { core, pick, times } => {
+            for i in 0..times {
+                let Some((pfn, owner)) = model.held(pick.wrapping_add(i * 7)) else { break };
+                assert_eq!(frames.free(core, pfn, owner), Ok(()));
+                model.0.insert(pfn, None);
+            }
+        }
+        Step::FreeTwice { core, pick } => {
+            let Some((pfn, owner)) = model.held(pick) else { return };
+            assert_eq!(frames.free(core, pfn, owner), Ok(()));
+            assert_eq!(frames.free((core + 1) % CORES, pfn, owner), Err(FreeError::Double(pfn)));
+            model.0.insert(pfn, None);
+        }
+        Step::FreeForeign { core, pick } => {
+            let Some((pfn, owner)) = model.held(pick) else { return };
+            let other = Owner::Shadow(GuestId::new(9).unwrap());
+            assert_eq!(frames.free(core, pfn, other), Err(FreeError::Foreign { pfn, owner }));
+        }
+        Step::FreeAbsent { core, pfn } => {
+            let pfn = Pfn(pfn);
+            if !model.0.contains_key(&pfn) {
+                assert_eq!(frames.free(core, pfn, Owner::Hypervisor), Err(FreeError::Absent(pfn)));
+            }
+        }
+        Step::FreeBlock { pick } => {
+            let Some((pfn, owner)) = model.held(pick) else { return };
+            let first = Pfn(pfn.0 & !511);
+            let whole = model.block_is(first, Some(owner));
+            assert_eq!(frames.free_block(first, owner).is_ok(), whole);
+            if whole {
+                (0..512).for_each(|i| _ = model.0.insert(Pfn(first.0 + i), None));
+            }
+        }
+        Step::Reserve { core, owner, claim, frames: wanted, take } => {
+            let reserved: Result<Reservation<'_, 8>, _> = frames.reserve(core, owner, claim, wanted);
+            assert_eq!(reserved.is_ok(), model.allows(wanted as u64, claim));
+            match reserved {
+                Ok(mut reserved) => {
+                    assert_eq!(frames.free_frames(), model.free() - wanted as u64);
+                    for _ in 0..take.min(wanted) {
+                        model.hand_out(reserved.take().unwrap(), owner);
+                    }
+                }
+                Err(NeedFrames(missing)) => assert!(missing > 0 && missing <= MIN_FRAMES + 8),
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn histories_agree_with_the_model(history in prop::collection::vec(steps(), 1..60)) {
+        let marks = Marks::new(MIN_FRAMES, MIN_FRAMES + 10, MIN_FRAMES + 20).unwrap();
+        let frames = FrameAllocator::new(&REGIONS, CORES, Some(marks));
+        let mut model = Model::new();
+        prop_assert_eq!(frames.total_frames(), model.free());
+        for step in history {
+            apply(&frames, &mut model, step);
+            prop_assert_eq!(frames.free_frames(), model.free());
+        }
+        for (&pfn, &owner) in &model.0 {
+            prop_assert_eq!(frames.owner(pfn), owner);
+        }
+    }
+}
+
+/// Cores that allocate, hand over and free at once: no frame has two holders, none is lost, and a claim that
+/// the marks allow is always met although the frames lie in the caches of others.
+#[test]
+fn cores_at_once_share_no_frame_and_lose_none() {
+    const FRAMES: u64 = 300;
+    let frames = FrameAllocator::new(&[(Pfn(0), FRAMES)], CORES, Marks::new(0, 1, 2).ok());
+    let held: Vec<AtomicBool> = (0..FRAMES).map(|_| AtomicBool::new(false)).collect();
+    let owner = Owner::Shadow(GuestId::new(0).unwrap());
+    std::thread::scope(|scope| {
+        for core in 0..CORES {
+            let (frames, held) = (&frames, &held);
+            scope.spawn(move || {
+                let mut mine = Vec::new();
+                let mut random = core as u64 + 1;
+                for _ in 0..30_000 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    if (random >> 33) % 100 < 50 && mine.len() < 100 {
+                        // Never more than 300 are held, so no claim may fail.
+                        let pfn = frames.alloc(core, owner, Claim::Begun).expect("a free frame");
+                        assert!(!held[pfn.0 as usize].swap(true, Ordering::SeqCst), "{pfn} has two holders");
+                        mine.push(pfn);
+                    } else if let Some(pfn) = mine.pop() {
+                        assert!(held[pfn.0 as usize].swap(false, Ordering::SeqCst));
+                        // Now and then through the cache of a neighbour.
+                        let through = if random % 5 == 0 { (core + 1) % CORES } else { core };
+                        frames.free(through, pfn, owner).unwrap();
+                    }
+                    assert!(frames.free_frames() <= FRAMES);
+                }
+                for pfn in mine {
+                    held[pfn.0 as usize].store(false, Ordering::SeqCst);
+                    frames.free(core, pfn, owner).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(frames.free_frames(), FRAMES);
+    assert_eq!(frames.owned_by(owner), 0);
+}
