@@ -1,0 +1,470 @@
+//! The VM-execution, VM-exit and VM-entry controls: those we want, as constants, and those we got.
+//!
+//! Left out on purpose: EPT and unrestricted guest (this is a shadow-paging hypervisor), saving EFER at exit
+//! (every guest write of it exits, so hardware never holds a value we did not put there), and loading or saving
+//! PAT (the hardware PAT is never the guest's).
+
+use core::fmt;
+
+use super::capability::{Capabilities, MissingControl, adjust};
+use super::fields;
+use super::msr;
+use super::vmcs::CurrentVmcs;
+
+/// The five control fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Pin-based VM-execution controls.
+    Pin,
+    /// Primary processor-based VM-execution controls.
+    Primary,
+    /// Secondary processor-based VM-execution controls.
+    Secondary,
+    /// VM-exit controls.
+    Exit,
+    /// VM-entry controls.
+    Entry,
+}
+
+impl Group {
+    /// The capability MSR and its SDM name; `true_controls`: the processor has the TRUE variants.
+    #[must_use]
+    pub const fn msr(self, true_controls: bool) -> (u32, &'static str) {
+        match (self, true_controls) {
+            (Self::Pin, false) => (msr::VMX_PINBASED_CTLS, "IA32_VMX_PINBASED_CTLS"),
+            (Self::Pin, true) => (msr::VMX_TRUE_PINBASED_CTLS, "IA32_VMX_TRUE_PINBASED_CTLS"),
+            (Self::Primary, false) => (msr::VMX_PROCBASED_CTLS, "IA32_VMX_PROCBASED_CTLS"),
+            (Self::Primary, true) => (msr::VMX_TRUE_PROCBASED_CTLS, "IA32_VMX_TRUE_PROCBASED_CTLS"),
+            (Self::Secondary, _) => (msr::VMX_PROCBASED_CTLS2, "IA32_VMX_PROCBASED_CTLS2"),
+            (Self::Exit, false) => (msr::VMX_EXIT_CTLS, "IA32_VMX_EXIT_CTLS"),
+            (Self::Exit, true) => (msr::VMX_TRUE_EXIT_CTLS, "IA32_VMX_TRUE_EXIT_CTLS"),
+            (Self::Entry, false) => (msr::VMX_ENTRY_CTLS, "IA32_VMX_ENTRY_CTLS"),
+            (Self::Entry, true) => (msr::VMX_TRUE_ENTRY_CTLS, "IA32_VMX_TRUE_ENTRY_CTLS"),
+        }
+    }
+
+    /// The SDM name of the control at `bit`, and what Umbra needs it for.
+    #[must_use]
+    pub fn describe(self, bit: u8) -> (&'static str, &'static str) {
+        let table = match self {
+            Self::Pin => Pin::TABLE,
+            Self::Primary => Primary::TABLE,
+            Self::Secondary => Secondary::TABLE,
+            Self::Exit => Exit::TABLE,
+            Self::Entry => Entry::TABLE,
+        };
+        table
+            .iter()
+            .find(|entry| entry.0 == bit)
+            .map_or(("(unnamed)", "nothing Umbra knows of"), |entry| (entry.1, entry.2))
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pin => "pin-based",
+            Self::Primary => "primary processor-based",
+            Self::Secondary => "secondary processor-based",
+            Self::Exit => "VM-exit",
+            Self::Entry => "VM-entry",
+        })
+    }
+}
+
+macro_rules! controls {
+    ($(#[$doc:meta])* $name:ident { $($flag:ident = $bit:literal, $sdm:literal, $purpose:literal;)* }) => {
+        bitflags::bitflags! {
+            $(#[$doc])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+            pub struct $name: u32 {
+                $(
+                    #[doc = concat!("\"", $sdm, "\": ", $purpose, ".")]
+                    const $flag = 1 << $bit;
+                )*
+                /// Bits the processor insists on and Umbra has no name for.
+                const _ = !0;
+            }
+        }
+
+        impl $name {
+            /// Bit, SDM name, what needs it.
+            const TABLE: &'static [(u8, &'static str, &'static str)] = &[$(($bit, $sdm, $purpose)),*];
+        }
+    };
+}
+
+controls! {
+    /// SDM Vol. 3, Section 25.6.1 "Pin-Based VM-Execution Controls".
+    Pin {
+        EXTERNAL_INTERRUPT_EXITING = 0, "external-interrupt exiting", "taking our own interrupts while a guest runs";
+        NMI_EXITING = 3, "NMI exiting", "kicks and TLB shoot-downs, which are NMIs";
+        VIRTUAL_NMIS = 5, "virtual NMIs", "knowing when a guest can take its next NMI";
+        PREEMPTION_TIMER = 6, "activate VMX-preemption timer", "ending a vCPU's time slice";
+    }
+}
+
+controls! {
+    /// SDM Vol. 3, Section 25.6.2 "Processor-Based VM-Execution Controls", first table.
+    Primary {
+        INTERRUPT_WINDOW_EXITING = 2, "interrupt-window exiting", "delivering a guest's interrupt once it can take it";
+        USE_TSC_OFFSETTING = 3, "use TSC offsetting", "giving each guest its own time";
+        HLT_EXITING = 7, "HLT exiting", "yielding the core of an idle vCPU";
+        INVLPG_EXITING = 9, "INVLPG exiting", "keeping shadow page tables in step with the guest's";
+        MWAIT_EXITING = 10, "MWAIT exiting", "keeping a guest from putting the core to sleep";
+        RDPMC_EXITING = 11, "RDPMC exiting", "hiding the performance counters";
+        CR3_LOAD_EXITING = 15, "CR3-load exiting", "shadow paging: the hardware CR3 is never the guest's";
+        CR3_STORE_EXITING = 16, "CR3-store exiting", "shadow paging: the hardware CR3 is never the guest's";
+        CR8_LOAD_EXITING = 19, "CR8-load exiting", "the guest's task priority where there is no TPR shadow";
+        CR8_STORE_EXITING = 20, "CR8-store exiting", "the guest's task priority where there is no TPR shadow";
+        USE_TPR_SHADOW = 21, "use TPR shadow", "CR8 without exits";
+        NMI_WINDOW_EXITING = 22, "NMI-window exiting", "delivering a guest's NMI once it can take it";
+        MOV_DR_EXITING = 23, "MOV-DR exiting", "switching debug registers only for guests that use them";
+        UNCONDITIONAL_IO_EXITING = 24, "unconditional I/O exiting", "device emulation: no guest owns a port";
+        USE_MSR_BITMAPS = 28, "use MSR bitmaps", "guest MSRs that are switched with the vCPU and need no exit";
+        MONITOR_EXITING = 29, "MONITOR exiting", "hiding MONITOR and MWAIT";
+        ACTIVATE_SECONDARY_CONTROLS = 31, "activate secondary controls", "the secondary controls";
+    }
+}
+
+controls! {
+    /// SDM Vol. 3, Section 25.6.2 "Processor-Based VM-Execution Controls", second table.
+    Secondary {
+        VIRTUALIZE_APIC_ACCESSES = 0, "virtualize APIC accesses", "local-APIC accesses without a walk and a decode";
+        ENABLE_EPT = 1, "enable EPT", "nothing: Umbra shadows";
+        ENABLE_RDTSCP = 3, "enable RDTSCP", "offering RDTSCP to guests";
+        ENABLE_VPID = 5, "enable VPID", "keeping TLB entries across exits";
+        WBINVD_EXITING = 6, "WBINVD exiting", "keeping a guest from emptying everybody's caches";
+        UNRESTRICTED_GUEST = 7, "unrestricted guest", "nothing: it needs EPT";
+        ENABLE_INVPCID = 12, "enable INVPCID", "offering INVPCID to guests (it exits, with INVLPG exiting)";
+        ENABLE_XSAVES = 20, "enable XSAVES/XRSTORS", "offering XSAVES to guests";
+    }
+}
+
+controls! {
+    /// SDM Vol. 3, Section 25.7.1 "VM-Exit Controls".
+    Exit {
+        SAVE_DEBUG_CONTROLS = 2, "save debug controls", "keeping the guest's DR7 and IA32_DEBUGCTL";
+        HOST_ADDRESS_SPACE_SIZE = 9, "host address-space size", "returning to 64-bit mode";
+        ACKNOWLEDGE_INTERRUPT = 15, "acknowledge interrupt on exit", "learning the vector without an interrupt gate";
+        LOAD_EFER = 21, "load IA32_EFER", "switching EFER by hardware";
+        SAVE_PREEMPTION_TIMER = 22, "save VMX-preemption timer value", "resuming a slice that an exit interrupted";
+    }
+}
+
+controls! {
+    /// SDM Vol. 3, Section 25.8.1 "VM-Entry Controls".
+    Entry {
+        LOAD_DEBUG_CONTROLS = 2, "load debug controls", "giving the guest its DR7 and IA32_DEBUGCTL";
+        IA32E_MODE_GUEST = 9, "IA-32e mode guest", "64-bit guests";
+        LOAD_EFER = 15, "load IA32_EFER", "switching EFER by hardware";
+    }
+}
+
+const PIN_REQUIRED: Pin = Pin::EXTERNAL_INTERRUPT_EXITING.union(Pin::NMI_EXITING);
+const PIN_OPTIONAL: Pin = Pin::VIRTUAL_NMIS.union(Pin::PREEMPTION_TIMER);
+
+const PRIMARY_REQUIRED: Primary = Primary::USE_TSC_OFFSETTING
+    .union(Primary::HLT_EXITING)
+    .union(Primary::INVLPG_EXITING)
+    .union(Primary::MWAIT_EXITING)
+    .union(Primary::RDPMC_EXITING)
+    .union(Primary::CR3_LOAD_EXITING)
+    .union(Primary::CR3_STORE_EXITING)
+    .union(Primary::MOV_DR_EXITING)
+    .union(Primary::UNCONDITIONAL_IO_EXITING)
+    .union(Primary::MONITOR_EXITING)
+    .union(Primary::INTERRUPT_WINDOW_EXITING);
+const PRIMARY_OPTIONAL: Primary = Primary::USE_TPR_SHADOW
+    .union(Primary::NMI_WINDOW_EXITING)
+    .union(Primary::USE_MSR_BITMAPS)
+    .union(Primary::ACTIVATE_SECONDARY_CONTROLS);
+/// Must be possible, but are switched on only while an event waits.
+const PRIMARY_WINDOWS: Primary = Primary::INTERRUPT_WINDOW_EXITING.union(Primary::NMI_WINDOW_EXITING);
+const PRIMARY_CR8_EXITING: Primary = Primary::CR8_LOAD_EXITING.union(Primary::CR8_STORE_EXITING);
+
+const SECONDARY_OPTIONAL: Secondary = Secondary::VIRTUALIZE_APIC_ACCESSES
+    .union(Secondary::ENABLE_RDTSCP)
+    .union(Secondary::ENABLE_VPID)
+    .union(Secondary::WBINVD_EXITING)
+    .union(Secondary::ENABLE_INVPCID)
+    .union(Secondary::ENABLE_XSAVES);
+
+const EXIT_REQUIRED: Exit =
+    Exit::SAVE_DEBUG_CONTROLS.union(Exit::HOST_ADDRESS_SPACE_SIZE).union(Exit::ACKNOWLEDGE_INTERRUPT);
+const EXIT_OPTIONAL: Exit = Exit::LOAD_EFER.union(Exit::SAVE_PREEMPTION_TIMER);
+
+const ENTRY_REQUIRED: Entry = Entry::LOAD_DEBUG_CONTROLS.union(Entry::IA32E_MODE_GUEST);
+const ENTRY_OPTIONAL: Entry = Entry::LOAD_EFER;
+
+/// Exceptions that exit, as a bit per vector: every #PF (the error-code mask and match are 0), #MC, and #AC and
+/// #DB, which a guest can otherwise make the processor deliver for ever (CVE-2015-5307, CVE-2015-8104).
+/// NMIs exit by a pin-based control.
+pub const EXCEPTION_BITMAP: u32 = 1 << 14 | 1 << 18 | 1 << 17 | 1 << 1;
+
+/// What a processor may or may not have, and code elsewhere must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Guest NMI blocking is tracked apart from ours, and NMI-window exiting can be used.
+    VirtualNmis,
+    /// The VMX-preemption timer counts.
+    PreemptionTimer,
+    /// The timer's remaining value is saved at exit.
+    SavePreemptionTimer,
+    /// CR8 reads and writes go to the virtual-APIC page; without it they exit.
+    TprShadow,
+    /// RDMSR and WRMSR exit by bitmap; without it all exit.
+    MsrBitmaps,
+    /// EFER is switched by VM entry and exit; without it SCE is switched with the vCPU, and NXE stays on.
+    EferSwitch,
+    /// The APIC-access page.
+    VirtualizeApicAccesses,
+    /// RDTSCP works in a guest.
+    Rdtscp,
+    /// TLB entries are tagged, and INVVPID exists.
+    Vpid,
+    /// WBINVD exits; without it a guest's WBINVD runs.
+    WbinvdExiting,
+    /// INVPCID works in a guest (and exits).
+    Invpcid,
+    /// XSAVES and XRSTORS work in a guest.
+    Xsaves,
+}
+
+/// The chosen values of all control fields for one processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Controls {
+    /// Pin-based controls.
+    pub pin: Pin,
+    /// Primary processor-based controls, with both window exits off.
+    pub primary: Primary,
+    /// Secondary processor-based controls; empty where they are not activated.
+    pub secondary: Secondary,
+    /// VM-exit controls.
+    pub exit: Exit,
+    /// VM-entry controls without "IA-32e mode guest", which is the vCPU's.
+    pub entry: Entry,
+}
+
+impl Controls {
+    /// Adjusts the wanted controls to the processor.
+    ///
+    /// # Errors
+    /// The first required control it does not have.
+    pub fn choose(capabilities: &Capabilities) -> Result<Self, MissingControl> {
+        let adjust = |group, required, optional| adjust(group, required, optional, capabilities);
+
+        let mut pin = Pin::from_bits_retain(adjust(Group::Pin, PIN_REQUIRED.bits(), PIN_OPTIONAL.bits())?);
+        let mut primary = Primary::from_bits_retain(adjust(
+            Group::Primary,
+            PRIMARY_REQUIRED.bits(),
+            PRIMARY_OPTIONAL.bits(),
+        )?);
+        // Virtual NMIs are of use only with the window exit that says when the next one can go in.
+        if !primary.contains(Primary::NMI_WINDOW_EXITING) {
+            pin.remove(Pin::VIRTUAL_NMIS);
+        }
+        if !primary.contains(Primary::USE_TPR_SHADOW) {
+            adjust(Group::Primary, PRIMARY_CR8_EXITING.bits(), 0)?;
+            primary.insert(PRIMARY_CR8_EXITING);
+        }
+        primary.remove(PRIMARY_WINDOWS);
+
+        let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+            let mut wanted = SECONDARY_OPTIONAL;
+            if !capabilities.invvpid.all_contexts {
+                wanted.remove(Secondary::ENABLE_VPID);
+            }
+            Secondary::from_bits_retain(adjust(Group::Secondary, 0, wanted.bits())?)
+        } else {
+            Secondary::empty()
+        };
+
+        let mut exit =
+            Exit::from_bits_retain(adjust(Group::Exit, EXIT_REQUIRED.bits(), EXIT_OPTIONAL.bits())?);
+        let mut entry =
+            Entry::from_bits_retain(adjust(Group::Entry, ENTRY_REQUIRED.bits(), ENTRY_OPTIONAL.bits())?);
+        entry.remove(Entry::IA32E_MODE_GUEST);
+        // One without the other would leak the guest's EFER into the host, or the host's into the guest.
+        if !(exit.contains(Exit::LOAD_EFER) && entry.contains(Entry::LOAD_EFER)) {
+            exit.remove(Exit::LOAD_EFER);
+            entry.remove(Entry::LOAD_EFER);
+        }
+        // SDM Vol. 3, Section 26.2.1.2: saving the timer's value needs the timer.
+        if !pin.contains(Pin::PREEMPTION_TIMER) {
+            exit.remove(Exit::SAVE_PREEMPTION_TIMER);
+        }
+        Ok(Self { pin, primary, secondary, exit, entry })
+    }
+
+    /// Whether `feature` is there and switched on.
+    #[must_use]
+    pub const fn has(&self, feature: Feature) -> bool {
+        match feature {
+            Feature::VirtualNmis => self.pin.contains(Pin::VIRTUAL_NMIS),
+            Feature::PreemptionTimer => self.pin.contains(Pin::PREEMPTION_TIMER),
+            Feature::SavePreemptionTimer => self.exit.contains(Exit::SAVE_PREEMPTION_TIMER),
+            Feature::TprShadow => self.primary.contains(Primary::USE_TPR_SHADOW),
+            Feature::MsrBitmaps => self.primary.contains(Primary::USE_MSR_BITMAPS),
+            Feature::EferSwitch => self.entry.contains(Entry::LOAD_EFER),
+            Feature::VirtualizeApicAccesses => self.secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES),
+            Feature::Rdtscp => self.secondary.contains(Secondary::ENABLE_RDTSCP),
+            Feature::Vpid => self.secondary.contains(Secondary::ENABLE_VPID),
+            Feature::WbinvdExiting => self.secondary.contains(Secondary::WBINVD_EXITING),
+            Feature::Invpcid => self.secondary.contains(Secondary::ENABLE_INVPCID),
+            Feature::Xsaves => self.secondary.contains(Secondary::ENABLE_XSAVES),
+        }
+    }
+
+    /// The same controls without the page-backed features that a caller has no page for (TPR shadow: the
+    /// virtual-APIC page; APIC accesses: the APIC-access page; MSR bitmaps).
+    ///
+    /// # Errors
+    /// The processor has no CR8 exits to stand in for the TPR shadow.
+    pub fn without_pages(mut self, capabilities: &Capabilities) -> Result<Self, MissingControl> {
+        adjust(Group::Primary, PRIMARY_CR8_EXITING.bits(), 0, capabilities)?;
+        self.primary.remove(Primary::USE_TPR_SHADOW | Primary::USE_MSR_BITMAPS);
+        self.primary.insert(PRIMARY_CR8_EXITING);
+        self.secondary.remove(Secondary::VIRTUALIZE_APIC_ACCESSES);
+        Ok(self)
+    }
+
+    /// The VM-entry controls for a vCPU that is (or is not) in long mode (EFER.LMA).
+    #[must_use]
+    pub const fn entry_for(&self, long_mode: bool) -> u32 {
+        if long_mode { self.entry.bits() | Entry::IA32E_MODE_GUEST.bits() } else { self.entry.bits() }
+    }
+
+    /// Writes all control fields, the exception bitmap included, into the current VMCS, and zeroes those that
+    /// select nothing (page-fault masks, CR3 targets, MSR lists, event injection). The addresses of the pages
+    /// that features need (MSR bitmap, virtual-APIC, APIC-access), the VPID and the XSS-exiting bitmap are the
+    /// caller's.
+    pub fn write(&self, vmcs: &CurrentVmcs, long_mode: bool) {
+        vmcs.write(fields::PIN_CONTROLS, self.pin.bits());
+        vmcs.write(fields::PRIMARY_CONTROLS, self.primary.bits());
+        if self.primary.contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+            vmcs.write(fields::SECONDARY_CONTROLS, self.secondary.bits());
+        }
+        vmcs.write(fields::EXIT_CONTROLS, self.exit.bits());
+        vmcs.write(fields::ENTRY_CONTROLS, self.entry_for(long_mode));
+        vmcs.write(fields::EXCEPTION_BITMAP, EXCEPTION_BITMAP);
+        vmcs.write(fields::PAGE_FAULT_ERROR_CODE_MASK, 0);
+        vmcs.write(fields::PAGE_FAULT_ERROR_CODE_MATCH, 0);
+        vmcs.write(fields::CR3_TARGET_COUNT, 0);
+        vmcs.write(fields::EXIT_MSR_STORE_COUNT, 0);
+        vmcs.write(fields::EXIT_MSR_LOAD_COUNT, 0);
+        vmcs.write(fields::ENTRY_MSR_LOAD_COUNT, 0);
+        vmcs.write(fields::ENTRY_INTERRUPTION_INFO, 0);
+        vmcs.write(fields::TSC_OFFSET, 0);
+        if self.has(Feature::TprShadow) {
+            vmcs.write(fields::TPR_THRESHOLD, 0);
+        }
+        if self.has(Feature::Xsaves) {
+            // Every XSS bit a guest could save exits; none is offered at first.
+            vmcs.write(fields::XSS_EXITING_BITMAP, !0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::msr::tables::{Table, broadwell, penryn, skylake};
+    use super::*;
+
+    fn choose(table: &Table) -> Result<Controls, MissingControl> {
+        Controls::choose(&Capabilities::read(table))
+    }
+
+    #[test]
+    fn penryn_launches_without_the_later_features() {
+        let controls = choose(&penryn()).unwrap();
+        for absent in [
+            Feature::PreemptionTimer,
+            Feature::SavePreemptionTimer,
+            Feature::EferSwitch,
+            Feature::Vpid,
+            Feature::Rdtscp,
+            Feature::Invpcid,
+            Feature::Xsaves,
+        ] {
+            assert!(!controls.has(absent), "{absent:?}");
+        }
+        for present in [Feature::TprShadow, Feature::MsrBitmaps, Feature::VirtualizeApicAccesses] {
+            assert!(controls.has(present), "{present:?}");
+        }
+        assert!(controls.exit.contains(Exit::HOST_ADDRESS_SPACE_SIZE));
+        // default1 bits are forced.
+        assert_eq!(controls.pin.bits() & 0x16, 0x16);
+        assert_eq!(controls.exit.bits() & 0x3_6dff, 0x3_6dff);
+    }
+
+    #[test]
+    fn broadwell_has_all_but_xsaves_and_skylake_has_that_too() {
+        let controls = choose(&broadwell()).unwrap();
+        for present in [
+            Feature::VirtualNmis,
+            Feature::PreemptionTimer,
+            Feature::SavePreemptionTimer,
+            Feature::EferSwitch,
+            Feature::Vpid,
+            Feature::Rdtscp,
+            Feature::Invpcid,
+            Feature::WbinvdExiting,
+        ] {
+            assert!(controls.has(present), "{present:?}");
+        }
+        assert!(!controls.has(Feature::Xsaves));
+        assert!(choose(&skylake()).unwrap().has(Feature::Xsaves));
+    }
+
+    #[test]
+    fn ept_and_unrestricted_guest_are_never_on() {
+        for table in [penryn(), broadwell(), skylake()] {
+            let controls = choose(&table).unwrap();
+            assert!(!controls.secondary.intersects(Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST));
+        }
+    }
+
+    #[test]
+    fn window_exits_are_possible_but_off() {
+        let controls = choose(&broadwell()).unwrap();
+        assert!(!controls.primary.intersects(PRIMARY_WINDOWS));
+        let table = broadwell().with(msr::VMX_TRUE_PROCBASED_CTLS, 0xfff9_fffa_0400_6172);
+        assert_eq!(choose(&table).unwrap_err().name, "interrupt-window exiting");
+    }
+
+    #[test]
+    fn vpid_needs_the_all_contexts_fallback() {
+        let table = broadwell().with(msr::VMX_EPT_VPID_CAP, 0x0000_0b01_0633_4141);
+        assert!(!choose(&table).unwrap().has(Feature::Vpid));
+    }
+
+    #[test]
+    fn efer_is_switched_on_both_ways_or_not_at_all() {
+        let table = broadwell().with(msr::VMX_TRUE_EXIT_CTLS, 0x005f_ffff_0003_6dfb);
+        let controls = choose(&table).unwrap();
+        assert!(!controls.has(Feature::EferSwitch));
+        assert!(!controls.entry.contains(Entry::LOAD_EFER));
+    }
+
+    #[test]
+    fn without_tpr_shadow_cr8_exits() {
+        let table = broadwell().with(msr::VMX_TRUE_PROCBASED_CTLS, 0xffd9_fffe_0400_6172);
+        let controls = choose(&table).unwrap();
+        assert!(!controls.has(Feature::TprShadow));
+        assert!(controls.primary.contains(PRIMARY_CR8_EXITING));
+        assert!(!choose(&broadwell()).unwrap().primary.intersects(PRIMARY_CR8_EXITING));
+    }
+
+    #[test]
+    fn a_processor_without_64_bit_guests_is_refused() {
+        let table = penryn().with(msr::VMX_ENTRY_CTLS, 0x0000_3dff_0000_11ff);
+        assert_eq!(choose(&table).unwrap_err().name, "IA-32e mode guest");
+    }
+
+    #[test]
+    fn ia32e_mode_is_the_vcpus() {
+        let controls = choose(&broadwell()).unwrap();
+        assert_eq!(controls.entry_for(true), controls.entry_for(false) | 1 << 9);
+    }
+}
