@@ -80,5 +80,13 @@ macro_rules! address_and_page {
     };
 }
 
+impl Gva {
+    /// Bytes from the start of the page, 0..4096.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
+}
+
 address_and_page!(Gpa, Gfn);
 address_and_page!(Hpa, Pfn);

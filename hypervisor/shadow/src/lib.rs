@@ -1,5 +1,52 @@
-//! Under construction.
+//! The shadow MMU: page tables for the processor, made from the guest's own.
+//!
+//! A guest's page tables say where its *physical* pages are, the processor needs to know where they are in the
+//! machine, and without EPT it walks one set of tables only. So every guest table gets a **shadow page**: a
+//! table of the same shape whose entries (**sptes**) hold host frames. The shadow pages are a cache, filled by
+//! page faults and emptied by flushes, by changes of the guest's tables, and by reclaim.
+//!
+//! | event | reaction |
+//! | --- | --- |
+//! | #PF exit | [`walk::walk`] the guest's tables; its own fault goes back to it; else [`Mmu::fill`] |
+//! | write to a shadowed table | the table becomes writable and its shadow **unsync** (part of the fill) |
+//! | INVLPG | [`Mmu::invlpg`]: the entries on that address's path are looked at again |
+//! | MOV to CR3, mode changes | [`Mmu::load_root`]: root by (gfn, [`Role`]), unsync pages below it are synced |
+//! | a flush of everything | [`Mmu::flush`] |
+//! | a device or the emulator writes | [`Mmu::before_write`] |
+//! | frames run low | [`Mmu::reclaim`] |
+//! | the guest stops | [`Mmu::zap_all`] |
+//!
+//! The crate is pure: it sees the guest's memory, its own tables and the other processors through [`Host`].
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+mod audit;
+mod fill;
+mod host;
+mod link;
+mod mmu;
+mod pages;
+pub mod paging;
+mod reclaim;
+mod rmap;
+mod role;
+mod root;
+pub mod spte;
+mod sync;
+pub mod walk;
+mod zap;
+
+#[cfg(test)]
+mod tests;
+
+pub use audit::Violation;
+pub use fill::Fill;
+pub use host::Host;
+pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, Stats};
+pub use paging::{Mode, Paging, Rights};
+pub use reclaim::Class;
+pub use role::Role;
+pub use root::{Short, TAGS, VcpuMmu};
+pub use walk::{Access, ErrorCode, Kind, PageFault, Walk};

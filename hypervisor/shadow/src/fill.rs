@@ -1,0 +1,246 @@
+//! The reaction to a page fault that is not the guest's own: make the translation that it asks for.
+
+use memory::{BLOCK_PAGES, Gfn, Gpa, Gva, TableMemory};
+
+use crate::host::Host;
+use crate::link::NIL;
+use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION};
+use crate::pages::PageId;
+use crate::paging::{Mode, Rights, bits};
+use crate::root::VcpuMmu;
+use crate::spte;
+use crate::walk::{self, Access, Kind, Walk};
+
+/// How many sptes of a guest's leaf table are looked at when one of them faults (an aligned group).
+const PREFILL: usize = 16;
+/// The same for a piece of a large page, where no guest entry has to be read.
+const PREFILL_DIRECT: usize = 32;
+
+/// What a fill came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The translation is there: run the instruction again.
+    Filled,
+    /// The address is no RAM: emulate the access.
+    Mmio(Gpa),
+    /// The guest's tables changed under the walk: fault again.
+    Changed,
+    /// A write that CR0.WP = 0 permits but no spte can express under SMAP: emulate it.
+    EmulateWrite(Gpa),
+    /// Nothing was done: bring the stash to [`FRAMES_PER_OPERATION`] and leave room for
+    /// [`PAGES_PER_OPERATION`] pages, then try again.
+    Short,
+}
+
+impl Mmu {
+    /// Whether an operation may begin: every frame that it can need is there.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.stash.len() >= FRAMES_PER_OPERATION && self.pages_left() >= PAGES_PER_OPERATION
+    }
+
+    /// Makes the translation of `gva` for `access`, which `walk` found permitted.
+    pub fn fill<H: Host>(
+        &mut self,
+        host: &H,
+        cpu: &VcpuMmu,
+        gva: Gva,
+        access: Access,
+        walk: &Walk,
+    ) -> Fill {
+        let Some(root) = cpu.root.filter(|_| self.is_ready()) else {
+            return Fill::Short;
+        };
+        let guest_page = host.slots().index(walk.gfn);
+        if guest_page.is_none() && !self.config.mark_mmio {
+            return Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()));
+        }
+        let write = access.kind == Kind::Write;
+        let mut rights = if walk.dirty { walk.rights } else { walk.rights.without(Rights::WRITE) };
+        if write && !rights.has(Rights::WRITE) {
+            // CR0.WP = 0: a supervisor's write to a read-only page. A user page loses U meanwhile, so that
+            // no user write slips through, and is then not to be fetched from under SMEP either.
+            if rights.has(Rights::USER) {
+                if cpu.paging.smap {
+                    return Fill::EmulateWrite(Gpa(walk.gfn.address().0 | gva.offset()));
+                }
+                rights = rights.without(Rights::USER);
+                if cpu.paging.smep {
+                    rights = rights.without(Rights::EXECUTE);
+                }
+            }
+            rights = Rights::from_bits(rights.bits() | Rights::WRITE.bits());
+        }
+
+        let block = guest_page.and_then(|index| {
+            let tracked = self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0;
+            let large = walk.level >= 2
+                && rights == walk.rights.and(rights)
+                && !(tracked && rights.has(Rights::WRITE))
+                && !(self.config.split_executable && rights.has(Rights::EXECUTE));
+            if large { host.slots().block(walk.gfn) } else { None }
+        });
+        let target = if block.is_some() { 2 } else { 1 };
+
+        let Some(page) = self.descend(host, root, gva, walk, target) else {
+            return Fill::Short;
+        };
+        if self.config.vcpus > 1 && !self.unchanged(host, cpu, gva, walk) {
+            self.publish(host);
+            return Fill::Changed;
+        }
+        let index = shadow_index(target, gva);
+        let outcome = match (guest_page, block) {
+            (None, _) => {
+                self.set_mmio(host, page, index);
+                Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))
+            }
+            (Some(guest_page), Some(block)) => {
+                self.set_leaf(host, page, index, guest_page, spte::leaf(block, 2, rights));
+                Fill::Filled
+            }
+            (Some(guest_page), None) => {
+                if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
+                    if write {
+                        self.let_unsync(host, guest_page);
+                    } else {
+                        rights = rights.without(Rights::WRITE);
+                    }
+                }
+                if let Some(pfn) = host.slots().pfn(walk.gfn) {
+                    self.set_leaf(host, page, index, guest_page, spte::leaf(pfn, 1, rights));
+                }
+                self.prefill(host, page, index);
+                Fill::Filled
+            }
+        };
+        self.stats.fills += 1;
+        self.publish(host);
+        outcome
+    }
+
+    /// From the root down to the shadow page at level `target`: makes what is missing, links it, and replaces
+    /// links that the guest's entries no longer justify.
+    fn descend<H: Host>(
+        &mut self,
+        host: &H,
+        root: PageId,
+        gva: Gva,
+        walk: &Walk,
+        target: u8,
+    ) -> Option<PageId> {
+        let mut page = root;
+        let mut level = self.pages[page].role.level();
+        while level > target {
+            let index = shadow_index(level, gva);
+            let (gfn, role) = self.child_of(page, index, walk.entries[usize::from(level)]);
+            let child = match self.find(host, gfn, role) {
+                Some(child) => child,
+                None => self.make(host, gfn, role)?,
+            };
+            let raw = host.tables().load(self.pages[page].table, index);
+            if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
+                // What was last looked at under another parent, or none, may be behind (H2).
+                if self.pages[child].is_unsync() {
+                    self.sync(host, child);
+                }
+                self.set_table(host, page, index, child);
+                self.pages.touch(child);
+            }
+            page = child;
+            level -= 1;
+        }
+        Some(page)
+    }
+
+    /// Whether every guest entry that `walk` used still says the same, A and D apart. Asked after the tables
+    /// are tracked: a change from here on is heard of, or may stay unheard until a flush (H3).
+    fn unchanged<H: Host>(&self, host: &H, cpu: &VcpuMmu, gva: Gva, walk: &Walk) -> bool {
+        let top = match cpu.paging.mode {
+            Mode::Off => return true,
+            Mode::TwoLevel | Mode::Pae => 2,
+            Mode::FourLevel => 4,
+            Mode::FiveLevel => 5,
+        };
+        (walk.level..=top).all(|level| {
+            let index = cpu.paging.guest_index(level, gva);
+            let now =
+                walk::load_entry(&cpu.paging, host.guest(), walk.tables[usize::from(level)], index);
+            (now ^ walk.entries[usize::from(level)]) & !(bits::A | bits::D) == 0
+                && now & bits::A != 0
+        })
+    }
+
+    /// The guest is about to write a page that holds shadowed tables: lets their shadows fall behind until the
+    /// next flush. Shadows that nothing leads to any more are removed instead.
+    pub(crate) fn let_unsync<H: Host>(&mut self, host: &H, guest_page: usize) {
+        let mut next = self.guest_pages[guest_page].shadows;
+        while next != NIL {
+            let id = PageId(next);
+            let page = &self.pages[id];
+            next = page.chain;
+            if !page.is_tracked() || page.is_unsync() {
+                continue;
+            }
+            if page.parents == NIL && page.roots == 0 && !page.role.is_root() {
+                self.zap(host, id);
+                continue;
+            }
+            self.pages[id].unsync = self.unsync.len() as u32;
+            self.unsync.push(id);
+            self.stats.unsyncs += 1;
+        }
+    }
+
+    /// Someone other than the guest's processors (a device, the emulator) is about to write `gfn`: the same
+    /// tracker hears of it (H16).
+    pub fn before_write<H: Host>(&mut self, host: &H, gfn: Gfn) {
+        if let Some(index) = host.slots().index(gfn)
+            && self.guest_pages[index].shadows != NIL
+        {
+            self.let_unsync(host, index);
+            self.publish(host);
+        }
+    }
+
+    /// Fills the neighbours of a leaf that the guest's entries already show as used. Never makes a tracked
+    /// page writable.
+    fn prefill<H: Host>(&mut self, host: &H, id: PageId, at: usize) {
+        let page = &self.pages[id];
+        let (role, gfn, present) = (page.role, page.gfn, page.present);
+        let group = if role.is_direct() { PREFILL_DIRECT } else { PREFILL };
+        let first = at & !(group - 1);
+        let paging = self.paging_of(role);
+        for index in first..first + group {
+            if index == at || present[index >> 6] >> (index & 63) & 1 != 0 {
+                continue;
+            }
+            let (target, mut rights) = if role.is_direct() {
+                (Gfn(gfn.0 + index as u64), role.rights())
+            } else {
+                let gpte =
+                    walk::load_entry(&paging, host.guest(), gfn, Self::guest_index(role, index));
+                if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & paging.reserved(1, gpte) != 0 {
+                    continue;
+                }
+                let rights = role.rights().and(Rights::of_entry(gpte));
+                let clean = gpte & bits::D == 0;
+                (paging.leaf_gfn(1, gpte), if clean { rights.without(Rights::WRITE) } else { rights })
+            };
+            let (Some(guest_page), Some(pfn)) = (host.slots().index(target), host.slots().pfn(target))
+            else {
+                continue;
+            };
+            if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
+                rights = rights.without(Rights::WRITE);
+            }
+            self.set_leaf(host, id, index, guest_page, spte::leaf(pfn, 1, rights));
+            self.stats.prefills += 1;
+        }
+    }
+}
+
+/// The index of the spte for `gva` at shadow level `level`.
+pub(crate) fn shadow_index(level: u8, gva: Gva) -> usize {
+    (gva.0 >> (12 + 9 * (u32::from(level) - 1)) & 511) as usize
+}

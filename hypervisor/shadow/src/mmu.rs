@@ -1,0 +1,424 @@
+//! One guest's shadow MMU: its state, and the primitives that every reaction is made of.
+//!
+//! Kept under one lock per guest. All of its memory is taken when it is made, and the frames that an operation
+//! can need are in its stash before it begins, so nothing allocates or fails half-way.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+use memory::{BLOCK_PAGES, Gfn, Pfn, Slots, TableMemory};
+
+use crate::host::Host;
+use crate::link::{Head, Heads, NIL};
+use crate::pages::{PageId, Pages, SpteId};
+use crate::paging::{Mode, Paging, Rights, bits};
+use crate::rmap::{GuestBlock, GuestPage};
+use crate::role::Role;
+use crate::spte::{self, EMPTY, Spte};
+
+/// Frames that must be in the stash before a fill or a change of root begins: five levels, each a table and
+/// its links.
+pub const FRAMES_PER_OPERATION: usize = 10;
+/// Shadow pages that one fill or change of root can create.
+pub const PAGES_PER_OPERATION: u32 = 5;
+/// The fewest shadow pages with which a guest makes progress: an instruction that touches pages through four
+/// distinct paths (code, two operands that each cross a page) beside the structures of an event, and the
+/// pages that one operation creates.
+pub const PAGES_MIN: u32 = 40;
+
+/// What does not change while a guest lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// The guest's MAXPHYADDR in bits.
+    pub physical_address_bits: u8,
+    /// Whether the guest may use 1 GiB pages.
+    pub gib_pages: bool,
+    /// Mark pages that are no RAM by a reserved bit; off where the processor has none left (52 bits).
+    pub mark_mmio: bool,
+    /// Map executable pages by 4 KiB only (iTLB multihit, CVE-2018-12207).
+    pub split_executable: bool,
+    /// Most shadow pages at a time.
+    pub pages_max: u32,
+    /// Virtual processors; with one, nothing can change between a walk and its fill.
+    pub vcpus: u32,
+}
+
+macro_rules! stats {
+    ($($(#[doc = $text:literal])* $name:ident,)*) => {
+        /// What the MMU counted since the guest started.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Stats { $($(#[doc = $text])* pub $name: u64,)* }
+        impl Stats {
+            /// Name, description and value of each.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + use<> {
+                [$((stringify!($name), concat!($($text),*), self.$name)),*].into_iter()
+            }
+        }
+    };
+}
+
+stats! {
+    /// Sptes installed because of a page fault.
+    fills,
+    /// Sptes installed beside a faulting one.
+    prefills,
+    /// Shadow pages made.
+    pages_made,
+    /// Shadow pages removed.
+    pages_zapped,
+    /// Shadow pages that the guest was allowed to write behind.
+    unsyncs,
+    /// Shadow pages brought up to date.
+    syncs,
+    /// Changes of root.
+    root_loads,
+    /// INVLPG reactions that had anything to look at.
+    invlpgs,
+    /// Shadow pages removed by reclaim.
+    reclaimed,
+}
+
+/// One guest's shadow MMU.
+#[derive(Debug)]
+pub struct Mmu {
+    pub(crate) config: Config,
+    pub(crate) pages: Pages,
+    pub(crate) guest_pages: Vec<GuestPage>,
+    pub(crate) guest_blocks: Vec<GuestBlock>,
+    /// First shadow page whose gfn is no RAM (dummy roots, pieces of large pages over MMIO).
+    pub(crate) strays: u32,
+    pub(crate) unsync: Vec<PageId>,
+    /// Frames at hand.
+    pub(crate) stash: Vec<Pfn>,
+    /// Frames of zapped tables that some TLB may still lead to.
+    pub(crate) retired: Vec<Pfn>,
+    /// The flush generation that makes the retired frames free.
+    pub(crate) retired_generation: u64,
+    /// Something was taken away since the generation last advanced.
+    pub(crate) narrowed: bool,
+    pub(crate) stats: Stats,
+}
+
+impl Mmu {
+    /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 150 for each
+    /// shadow page of `config.pages_max` (raised to [`PAGES_MIN`]).
+    #[must_use]
+    pub fn new(config: Config, slots: &Slots) -> Mmu {
+        let pages_max = config.pages_max.clamp(PAGES_MIN, crate::pages::PAGES_MAX);
+        let ram_pages = slots.pages();
+        Mmu {
+            config: Config { pages_max, ..config },
+            pages: Pages::new(pages_max),
+            guest_pages: vec![GuestPage::default(); ram_pages],
+            guest_blocks: vec![GuestBlock::default(); ram_pages.div_ceil(BLOCK_PAGES as usize)],
+            strays: NIL,
+            unsync: Vec::with_capacity(pages_max as usize),
+            stash: Vec::with_capacity(2 * pages_max as usize + 2 * FRAMES_PER_OPERATION),
+            retired: Vec::with_capacity(pages_max as usize),
+            retired_generation: 0,
+            narrowed: false,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Live shadow pages.
+    #[must_use]
+    pub fn live_pages(&self) -> u32 {
+        self.pages.live()
+    }
+
+    /// Frames held: two for each live page, the stash, and what waits for a flush.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        2 * u64::from(self.pages.live()) + self.stash.len() as u64 + self.retired.len() as u64
+    }
+
+    /// Frames at hand for the next operation.
+    #[must_use]
+    pub fn stash_frames(&self) -> usize {
+        self.stash.len()
+    }
+
+    /// Puts a frame into the stash. Gives it back if there is no room, which more frames than the guest could
+    /// ever use would take.
+    ///
+    /// # Errors
+    /// The frame itself.
+    pub fn provide(&mut self, frame: Pfn) -> Result<(), Pfn> {
+        if self.stash.len() == self.stash.capacity() {
+            return Err(frame);
+        }
+        self.stash.push(frame);
+        Ok(())
+    }
+
+    /// Takes a frame out of the stash: back to the allocator.
+    pub fn take_back(&mut self) -> Option<Pfn> {
+        self.stash.pop()
+    }
+
+    /// Shadow pages that may still be made before the guest's cap.
+    #[must_use]
+    pub fn pages_left(&self) -> u32 {
+        self.config.pages_max - self.pages.live()
+    }
+
+    /// The frames retired up to `flushed`, a generation that every core of the guest has flushed, go to the
+    /// stash: this is the only way a table's frame becomes free.
+    pub fn release<H: Host>(&mut self, host: &H, flushed: u64) {
+        if self.retired.is_empty() || flushed < self.retired_generation {
+            return;
+        }
+        host.pages_freed(self.retired.len() as u64);
+        self.stash.append(&mut self.retired);
+    }
+
+    /// Ends an operation: what was taken away gets a flush generation.
+    pub(crate) fn publish<H: Host>(&mut self, host: &H) {
+        if self.narrowed {
+            self.narrowed = false;
+            let generation = host.advance_generation();
+            if !self.retired.is_empty() {
+                self.retired_generation = generation;
+            }
+        }
+    }
+
+    pub(crate) fn heads(&mut self) -> Heads<'_> {
+        Heads { pages: &mut self.guest_pages, blocks: &mut self.guest_blocks, arena: &mut self.pages }
+    }
+
+    pub(crate) fn paging_of(&self, role: Role) -> Paging {
+        role.paging(self.config.physical_address_bits, self.config.gib_pages)
+    }
+
+    // ---- shadow pages, by (gfn, role) ----
+
+    fn chain<H: Host>(&mut self, host: &H, gfn: Gfn) -> &mut u32 {
+        match host.slots().index(gfn) {
+            Some(index) => &mut self.guest_pages[index].shadows,
+            None => &mut self.strays,
+        }
+    }
+
+    pub(crate) fn find<H: Host>(&self, host: &H, gfn: Gfn, role: Role) -> Option<PageId> {
+        let mut id = match host.slots().index(gfn) {
+            Some(index) => self.guest_pages[index].shadows,
+            None => self.strays,
+        };
+        while id != NIL {
+            let page = &self.pages[PageId(id)];
+            if page.role == role && page.gfn == gfn {
+                return Some(PageId(id));
+            }
+            id = page.chain;
+        }
+        None
+    }
+
+    /// Makes a shadow page: from here on the guest cannot write the table unnoticed. `None` if there is no
+    /// frame or descriptor left, which the caller rules out beforehand.
+    pub(crate) fn make<H: Host>(&mut self, host: &H, gfn: Gfn, role: Role) -> Option<PageId> {
+        if self.stash.len() < 2 {
+            return None;
+        }
+        let (table, links) = (self.stash.pop()?, self.stash.pop()?);
+        let Some(id) = self.pages.allocate(table, links, gfn, role) else {
+            self.stash.push(table);
+            self.stash.push(links);
+            return None;
+        };
+        host.tables().fill(table, EMPTY);
+        let chain = self.chain(host, gfn);
+        let next = core::mem::replace(chain, id.0);
+        self.pages[id].chain = next;
+        if !role.is_direct()
+            && let Some(index) = host.slots().index(gfn)
+        {
+            self.track(host, index);
+        }
+        host.page_allocated();
+        self.stats.pages_made += 1;
+        Some(id)
+    }
+
+    /// The guest page `index` now holds a shadowed table: no spte may map it writable.
+    fn track<H: Host>(&mut self, host: &H, index: usize) {
+        let block = index / BLOCK_PAGES as usize;
+        self.guest_blocks[block].tracked += 1;
+        if self.guest_blocks[block].tracked == 1 {
+            let mut next = self.heads().first(Head::Block(block as u32));
+            while let Some(id) = next {
+                next = self.heads().next(host.tables(), id);
+                let raw = host.tables().load(self.pages[id.page()].table, id.index());
+                if raw & bits::W != 0 {
+                    self.clear(host, id.page(), id.index());
+                }
+            }
+        }
+        self.protect(host, index);
+    }
+
+    /// Takes write permission from every spte at level 1 that maps the guest page `index`.
+    pub(crate) fn protect<H: Host>(&mut self, host: &H, index: usize) {
+        let mut next = self.heads().first(Head::Page(index as u32));
+        while let Some(id) = next {
+            let table = self.pages[id.page()].table;
+            let raw = host.tables().load(table, id.index());
+            if raw & bits::W != 0 {
+                host.tables().store(table, id.index(), raw & !(bits::W | bits::D));
+                self.narrowed = true;
+            }
+            next = self.heads().next(host.tables(), id);
+        }
+    }
+
+    /// Whether the guest page `index` holds a table whose shadow relies on hearing of every write.
+    pub(crate) fn is_tracked(&self, index: usize) -> bool {
+        let mut id = self.guest_pages[index].shadows;
+        while id != NIL {
+            let page = &self.pages[PageId(id)];
+            if page.is_tracked() && !page.is_unsync() {
+                return true;
+            }
+            id = page.chain;
+        }
+        false
+    }
+
+    // ---- sptes ----
+
+    /// Empties an spte and takes it off its list.
+    pub(crate) fn clear<H: Host>(&mut self, host: &H, page: PageId, index: usize) {
+        let level = self.pages[page].role.level();
+        let old = host.tables().swap(self.pages[page].table, index, EMPTY);
+        self.pages[page].clear_present(index);
+        self.unlink(host, page, index, level, old);
+    }
+
+    fn unlink<H: Host>(&mut self, host: &H, page: PageId, index: usize, level: u8, old: u64) {
+        let id = SpteId::new(page, index);
+        let tables = host.tables();
+        match spte::decode(level, old) {
+            Spte::Empty | Spte::Mmio => return,
+            Spte::Leaf(_) if level == 1 => self.heads().remove(tables, id, Head::Page),
+            Spte::Leaf(_) => self.heads().remove(tables, id, Head::Block),
+            Spte::Table(_) => self.heads().remove(tables, id, |raw| Head::Parents(PageId(raw))),
+        };
+        self.narrowed = true;
+    }
+
+    /// Maps: writes the leaf `new` for the guest page with dense index `guest_page`.
+    pub(crate) fn set_leaf<H: Host>(
+        &mut self,
+        host: &H,
+        page: PageId,
+        index: usize,
+        guest_page: usize,
+        new: u64,
+    ) {
+        let level = self.pages[page].role.level();
+        let table = self.pages[page].table;
+        let old = host.tables().load(table, index);
+        if let (Spte::Leaf(had), Spte::Leaf(has)) = (spte::decode(level, old), spte::decode(level, new))
+            && had == has
+        {
+            if old != new {
+                host.tables().store(table, index, new);
+                self.narrowed |= spte::narrows(old, new);
+            }
+            return;
+        }
+        if old != EMPTY {
+            self.clear(host, page, index);
+        }
+        let head = if level == 1 {
+            Head::Page(guest_page as u32)
+        } else {
+            Head::Block((guest_page / BLOCK_PAGES as usize) as u32)
+        };
+        self.heads().insert(host.tables(), head, SpteId::new(page, index));
+        self.pages[page].set_present(index);
+        host.tables().store(table, index, new);
+    }
+
+    /// Marks a page that is no RAM.
+    pub(crate) fn set_mmio<H: Host>(&mut self, host: &H, page: PageId, index: usize) {
+        let table = self.pages[page].table;
+        if spte::decode(1, host.tables().load(table, index)) != Spte::Mmio {
+            self.clear(host, page, index);
+            self.pages[page].set_present(index);
+            host.tables().store(table, index, spte::MMIO);
+        }
+    }
+
+    /// Points spte `index` of `page` to `child`.
+    pub(crate) fn set_table<H: Host>(&mut self, host: &H, page: PageId, index: usize, child: PageId) {
+        let role = self.pages[page].role;
+        let table = self.pages[page].table;
+        if host.tables().load(table, index) != EMPTY {
+            self.clear(host, page, index);
+        }
+        self.heads().insert(host.tables(), Head::Parents(child), SpteId::new(page, index));
+        self.pages[page].set_present(index);
+        let pdpte = role.level() == 3 && role.mode().shadow_is_pae();
+        host.tables().store(table, index, spte::table(self.pages[child].table, pdpte));
+    }
+
+    // ---- what the guest's entries say ----
+
+    /// The index in the guest's table of the entry behind spte `index` of a page with `role`.
+    pub(crate) fn guest_index(role: Role, index: usize) -> u64 {
+        let index = index as u64;
+        let quadrant = u64::from(role.quadrant());
+        match (role.mode(), role.level()) {
+            (Mode::TwoLevel, 1) => quadrant << 9 | index,
+            (Mode::TwoLevel, 2) => quadrant << 8 | index >> 1,
+            _ => index,
+        }
+    }
+
+    /// Whether spte `index` of a page with `role` has a guest entry in memory behind it.
+    pub(crate) fn has_entry(role: Role) -> bool {
+        !(role.is_direct() || role.level() == 3 && role.mode().shadow_is_pae())
+    }
+
+    /// The first guest page that spte `index` maps if the guest's entry behind it is the leaf `gpte`.
+    pub(crate) fn leaf_base(&self, role: Role, index: usize, gpte: u64) -> Gfn {
+        let base = self.paging_of(role).leaf_gfn(role.level(), gpte);
+        // A 4 MiB page of a 32-bit guest fills two sptes at level 2.
+        let half = role.mode() == Mode::TwoLevel && role.level() == 2 && index & 1 != 0;
+        Gfn(base.0 + if half { BLOCK_PAGES } else { 0 })
+    }
+
+    /// Which table spte `index` of `page` must point to, if it points to one, where the guest's entry behind
+    /// it is `gpte` (ignored where [`Mmu::has_entry`] is false, but for a PDPTE register).
+    pub(crate) fn child_of(&self, page: PageId, index: usize, gpte: u64) -> (Gfn, Role) {
+        let (role, gfn) = (self.pages[page].role, self.pages[page].gfn);
+        let level = role.level();
+        if role.is_direct() {
+            let span = 1_u64 << (9 * (level - 1));
+            return (Gfn(gfn.0 + index as u64 * span), role.direct_child(role.rights()));
+        }
+        if level == 3 && role.mode() == Mode::TwoLevel {
+            return (gfn, role.child(Rights::ALL).with_quadrant(index as u32));
+        }
+        let paging = self.paging_of(role);
+        if level == 3 && role.mode() == Mode::Pae {
+            return (paging.table_gfn(gpte), role.child(Rights::ALL));
+        }
+        let rights = role.rights().and(Rights::of_entry(gpte));
+        if paging.is_leaf(level, gpte) {
+            let rights = if gpte & bits::D == 0 { rights.without(Rights::WRITE) } else { rights };
+            return (self.leaf_base(role, index, gpte), role.direct_child(rights));
+        }
+        let quadrant = if role.mode() == Mode::TwoLevel { index as u32 & 1 } else { 0 };
+        (paging.table_gfn(gpte), role.child(rights).with_quadrant(quadrant))
+    }
+}

@@ -1,0 +1,225 @@
+//! The shadow pages of one guest: an arena of descriptors, found by (gfn, role), in order of use.
+
+use alloc::vec::Vec;
+
+use memory::{Gfn, Pfn};
+
+use crate::link::NIL;
+use crate::role::Role;
+
+/// The number of a shadow page's descriptor in its guest's arena.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct PageId(pub(crate) u32);
+
+/// An spte's place: a shadow page and an index, in 31 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SpteId(pub u32);
+
+impl SpteId {
+    pub fn new(page: PageId, index: usize) -> SpteId {
+        SpteId(page.0 << 9 | index as u32)
+    }
+    pub fn page(self) -> PageId {
+        PageId(self.0 >> 9)
+    }
+    pub fn index(self) -> usize {
+        (self.0 & 511) as usize
+    }
+}
+
+/// Most shadow pages a guest can have: what [`SpteId`] can name.
+pub const PAGES_MAX: u32 = 1 << 22;
+
+/// A shadow page's descriptor.
+#[derive(Clone, Debug)]
+pub(crate) struct ShadowPage {
+    /// The frame of the table itself.
+    pub table: Pfn,
+    /// The frame of the links: for each spte, its neighbours in the list it is on (see [`crate::link`]).
+    pub links: Pfn,
+    /// The guest table (or, direct, the first page mapped).
+    pub gfn: Gfn,
+    pub role: Role,
+    /// Sptes that point here: head of the list.
+    pub parents: u32,
+    /// Next shadow page of the same gfn; in the free list, the next free descriptor.
+    pub chain: u32,
+    /// Neighbours in order of use.
+    newer: u32,
+    older: u32,
+    /// How many vCPUs run on it as their root.
+    pub roots: u32,
+    /// Position in the list of unsync pages, or NIL.
+    pub unsync: u32,
+    /// Tells a reused descriptor from the page that a cached root meant.
+    pub serial: u32,
+    /// The vCPU's tag slot that last held it as a root.
+    pub tag: u8,
+    pub live: bool,
+    /// Which of the 512 sptes are not empty.
+    pub present: [u64; 8],
+}
+
+impl ShadowPage {
+    pub fn is_unsync(&self) -> bool {
+        self.unsync != NIL
+    }
+    pub fn is_tracked(&self) -> bool {
+        !self.role.is_direct()
+    }
+    pub fn set_present(&mut self, index: usize) {
+        self.present[index >> 6] |= 1 << (index & 63);
+    }
+    pub fn clear_present(&mut self, index: usize) {
+        self.present[index >> 6] &= !(1 << (index & 63));
+    }
+}
+
+/// The arena. All of its memory is taken when it is made.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    pages: Vec<ShadowPage>,
+    free: u32,
+    live: u32,
+    newest: u32,
+    oldest: u32,
+    serial: u32,
+}
+
+impl Pages {
+    pub fn new(capacity: u32) -> Pages {
+        let capacity = capacity.min(PAGES_MAX);
+        let blank = |i: u32| ShadowPage {
+            table: Pfn(0),
+            links: Pfn(0),
+            gfn: Gfn(0),
+            role: Role::root(&crate::paging::Paging::default(), 0),
+            parents: NIL,
+            chain: if i + 1 < capacity { i + 1 } else { NIL },
+            newer: NIL,
+            older: NIL,
+            roots: 0,
+            unsync: NIL,
+            serial: 0,
+            tag: 0,
+            live: false,
+            present: [0; 8],
+        };
+        Pages {
+            pages: (0..capacity).map(blank).collect(),
+            free: if capacity > 0 { 0 } else { NIL },
+            live: 0,
+            newest: NIL,
+            oldest: NIL,
+            serial: 0,
+        }
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.pages.len() as u32
+    }
+
+    pub fn live(&self) -> u32 {
+        self.live
+    }
+
+    /// Makes a descriptor live; `None` when all are.
+    pub fn allocate(&mut self, table: Pfn, links: Pfn, gfn: Gfn, role: Role) -> Option<PageId> {
+        let id = self.free;
+        if id == NIL {
+            return None;
+        }
+        self.serial = self.serial.wrapping_add(1);
+        let serial = self.serial;
+        let page = &mut self.pages[id as usize];
+        self.free = page.chain;
+        *page = ShadowPage {
+            table,
+            links,
+            gfn,
+            role,
+            parents: NIL,
+            chain: NIL,
+            newer: NIL,
+            older: NIL,
+            roots: 0,
+            unsync: NIL,
+            serial,
+            tag: u8::MAX,
+            live: true,
+            present: [0; 8],
+        };
+        self.live += 1;
+        self.push_newest(id);
+        Some(PageId(id))
+    }
+
+    /// Gives a descriptor back; its frames are the caller's again.
+    pub fn release(&mut self, id: PageId) {
+        self.unlink_age(id.0);
+        let page = &mut self.pages[id.0 as usize];
+        debug_assert!(page.live && page.parents == NIL && page.roots == 0 && page.unsync == NIL);
+        page.live = false;
+        page.chain = self.free;
+        self.free = id.0;
+        self.live -= 1;
+    }
+
+    /// Marks a page as used just now.
+    pub fn touch(&mut self, id: PageId) {
+        if self.newest != id.0 {
+            self.unlink_age(id.0);
+            self.push_newest(id.0);
+        }
+    }
+
+    /// The page used longest ago.
+    pub fn oldest(&self) -> Option<PageId> {
+        (self.oldest != NIL).then_some(PageId(self.oldest))
+    }
+
+    /// The page used next after `id`.
+    pub fn newer(&self, id: PageId) -> Option<PageId> {
+        let newer = self[id].newer;
+        (newer != NIL).then_some(PageId(newer))
+    }
+
+    fn push_newest(&mut self, id: u32) {
+        let before = self.newest;
+        self.pages[id as usize].older = before;
+        self.pages[id as usize].newer = NIL;
+        if before == NIL {
+            self.oldest = id;
+        } else {
+            self.pages[before as usize].newer = id;
+        }
+        self.newest = id;
+    }
+
+    fn unlink_age(&mut self, id: u32) {
+        let (older, newer) = (self.pages[id as usize].older, self.pages[id as usize].newer);
+        if older == NIL {
+            self.oldest = newer;
+        } else {
+            self.pages[older as usize].newer = newer;
+        }
+        if newer == NIL {
+            self.newest = older;
+        } else {
+            self.pages[newer as usize].older = older;
+        }
+    }
+}
+
+impl core::ops::Index<PageId> for Pages {
+    type Output = ShadowPage;
+    fn index(&self, id: PageId) -> &ShadowPage {
+        &self.pages[id.0 as usize]
+    }
+}
+
+impl core::ops::IndexMut<PageId> for Pages {
+    fn index_mut(&mut self, id: PageId) -> &mut ShadowPage {
+        &mut self.pages[id.0 as usize]
+    }
+}

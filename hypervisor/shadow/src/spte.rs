@@ -1,0 +1,77 @@
+//! Shadow page-table entries: what the processor really reads.
+
+use memory::Pfn;
+
+use crate::paging::{Rights, bits};
+
+/// A shadow entry that maps nothing: no frame number in it (H21, L1TF).
+pub const EMPTY: u64 = 0;
+
+/// The mark of a page that is no RAM: present, with every page-frame bit set. A processor whose MAXPHYADDR is
+/// below 52 finds a reserved bit set and says so in the error code; no cacheable frame has this number.
+pub const MMIO: u64 = bits::P | bits::FRAME;
+
+/// What an spte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spte {
+    /// Maps nothing.
+    Empty,
+    /// Marks a page that is no RAM.
+    Mmio,
+    /// Maps a page: 4 KiB at level 1, 2 MiB at level 2.
+    Leaf(Pfn),
+    /// Points to the shadow table in this frame.
+    Table(Pfn),
+}
+
+/// Reads `raw`, found at `level`.
+#[must_use]
+pub const fn decode(level: u8, raw: u64) -> Spte {
+    if raw == EMPTY {
+        Spte::Empty
+    } else if raw & MMIO == MMIO {
+        Spte::Mmio
+    } else {
+        let pfn = Pfn((raw & bits::FRAME) >> memory::PAGE_SHIFT);
+        if level == 1 || raw & bits::PS != 0 { Spte::Leaf(pfn) } else { Spte::Table(pfn) }
+    }
+}
+
+/// A leaf that maps `pfn` with `rights`. A is set (a cached translation has A set in the guest's entry); D is
+/// set where it is writable, because the guest's entry has it. Write-back always: the guest's PAT, PCD and
+/// PWT never reach it (H32). Never global.
+#[must_use]
+pub const fn leaf(pfn: Pfn, level: u8, rights: Rights) -> u64 {
+    let mut raw = pfn.0 << memory::PAGE_SHIFT | bits::P | bits::A;
+    if rights.has(Rights::WRITE) {
+        raw |= bits::W | bits::D;
+    }
+    if rights.has(Rights::USER) {
+        raw |= bits::U;
+    }
+    if !rights.has(Rights::EXECUTE) {
+        raw |= bits::NX;
+    }
+    if level > 1 {
+        raw |= bits::PS;
+    }
+    raw
+}
+
+/// An entry that points to the shadow table in `pfn`. Rights are kept in the leaves alone (they hold what all
+/// levels permit together), so this permits everything. A PDPTE reserves the bits W, U and A.
+#[must_use]
+pub const fn table(pfn: Pfn, pdpte: bool) -> u64 {
+    let raw = pfn.0 << memory::PAGE_SHIFT | bits::P;
+    if pdpte { raw } else { raw | bits::W | bits::U | bits::A }
+}
+
+/// Whether the change from `old` to `new` takes something away that a TLB may hold: then a flush is due.
+#[must_use]
+pub const fn narrows(old: u64, new: u64) -> bool {
+    let permits = bits::P | bits::W | bits::U;
+    old & bits::P != 0
+        && (old & !new & permits != 0
+            || new & !old & bits::NX != 0
+            || (old ^ new) & (bits::FRAME | bits::PS) != 0)
+}

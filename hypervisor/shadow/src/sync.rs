@@ -1,0 +1,200 @@
+//! Bringing shadow pages up to date with the guest's tables: at flushes, and for one address at INVLPG.
+//!
+//! Tables of every level may fall behind. A fill always follows the guest's tables as they now are, from the
+//! root down, so a stale upper entry leads to nothing new; what it still leads to are translations that a
+//! processor could have cached, which the architecture lets it keep until the flush.
+
+use memory::{Gva, TableMemory};
+
+use crate::fill::shadow_index;
+use crate::host::Host;
+use crate::link::NIL;
+use crate::mmu::Mmu;
+use crate::pages::PageId;
+use crate::paging::{Rights, bits};
+use crate::root::VcpuMmu;
+use crate::spte::{self, Spte};
+use crate::walk;
+
+/// What a root has to do with an unsync page.
+enum Reach {
+    /// It may lead there.
+    Yes,
+    /// It does not.
+    No,
+    /// Nothing leads there.
+    Orphan,
+}
+
+impl Mmu {
+    /// The guest flushed the translations of its present address space: nothing that its root leads to may be
+    /// behind any more. (MOV to CR3, INVPCID, and the CR0, CR4 and EFER changes that flush.)
+    pub fn flush<H: Host>(&mut self, host: &H, cpu: &VcpuMmu) {
+        if let Some(root) = cpu.root {
+            self.sync_from(host, root);
+            self.publish(host);
+        }
+    }
+
+    /// The guest flushed the translation of `gva` (INVLPG): looks again at every entry on its path.
+    pub fn invlpg<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva) {
+        let Some(mut page) = cpu.root else { return };
+        if self.unsync.is_empty() {
+            return; // every shadow page says what the guest's tables say
+        }
+        self.stats.invlpgs += 1;
+        loop {
+            let role = self.pages[page].role;
+            let level = role.level();
+            let index = shadow_index(level, gva);
+            if self.pages[page].is_unsync() {
+                self.reconcile(host, page, index);
+            }
+            let raw = host.tables().load(self.pages[page].table, index);
+            let Spte::Table(table) = spte::decode(level, raw) else { break };
+            let gpte = if Self::has_entry(role) {
+                let paging = self.paging_of(role);
+                walk::load_entry(&paging, host.guest(), self.pages[page].gfn, Self::guest_index(role, index))
+            } else {
+                cpu.paging.pdptes[index & 3]
+            };
+            let (gfn, child_role) = self.child_of(page, index, gpte);
+            match self.find(host, gfn, child_role) {
+                Some(child) if self.pages[child].table == table => page = child,
+                _ => {
+                    self.clear(host, page, index);
+                    break;
+                }
+            }
+        }
+        self.publish(host);
+    }
+
+    /// Syncs every unsync page that `root` may lead to.
+    pub(crate) fn sync_from<H: Host>(&mut self, host: &H, root: PageId) {
+        let mut at = self.unsync.len();
+        while at > 0 {
+            at -= 1;
+            let Some(&id) = self.unsync.get(at) else { continue };
+            match self.reach(host, id, root) {
+                Reach::Yes => self.sync(host, id),
+                Reach::Orphan => self.zap(host, id),
+                Reach::No => {}
+            }
+        }
+    }
+
+    /// Follows the parents of `id` upwards. Where there is more than one, the answer is yes: syncing what need
+    /// not be is allowed, and telling exactly would cost more.
+    fn reach<H: Host>(&mut self, host: &H, id: PageId, root: PageId) -> Reach {
+        let mut at = id;
+        loop {
+            if at == root {
+                return Reach::Yes;
+            }
+            let page = &self.pages[at];
+            if page.parents == NIL {
+                let orphan = at == id && page.roots == 0 && !page.role.is_root();
+                return if orphan { Reach::Orphan } else { Reach::No };
+            }
+            let parent = crate::pages::SpteId(page.parents);
+            if self.heads().next(host.tables(), parent).is_some() {
+                return Reach::Yes;
+            }
+            at = parent.page();
+        }
+    }
+
+    /// Brings one shadow page up to date. The guest's writes are shut out first, so that no write falls
+    /// between the look at an entry and the end (H3).
+    pub(crate) fn sync<H: Host>(&mut self, host: &H, id: PageId) {
+        self.forget_unsync(id);
+        if let Some(guest_page) = host.slots().index(self.pages[id].gfn) {
+            self.protect(host, guest_page);
+            if self.config.vcpus > 1 && self.narrowed {
+                self.publish(host);
+                host.shoot_down();
+            }
+        }
+        for word in 0..8 {
+            let mut present = self.pages[id].present[word];
+            while present != 0 {
+                let index = word << 6 | present.trailing_zeros() as usize;
+                present &= present - 1;
+                self.reconcile(host, id, index);
+            }
+        }
+        self.stats.syncs += 1;
+    }
+
+    pub(crate) fn forget_unsync(&mut self, id: PageId) {
+        let at = core::mem::replace(&mut self.pages[id].unsync, NIL);
+        if at != NIL {
+            self.unsync.swap_remove(at as usize);
+            if let Some(&moved) = self.unsync.get(at as usize) {
+                self.pages[moved].unsync = at;
+            }
+        }
+    }
+
+    /// Makes a non-empty spte say what the guest's entry behind it now says, or empties it.
+    fn reconcile<H: Host>(&mut self, host: &H, id: PageId, index: usize) {
+        let page = &self.pages[id];
+        let (role, gfn, table) = (page.role, page.gfn, page.table);
+        if !Self::has_entry(role) {
+            return;
+        }
+        let level = role.level();
+        let raw = host.tables().load(table, index);
+        let old = spte::decode(level, raw);
+        if old == Spte::Empty {
+            return;
+        }
+        let paging = self.paging_of(role);
+        let gpte = walk::load_entry(&paging, host.guest(), gfn, Self::guest_index(role, index));
+        // An entry with A clear is one that no processor may have cached.
+        if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & paging.reserved(level, gpte) != 0 {
+            self.clear(host, id, index);
+            return;
+        }
+        let leaf = paging.is_leaf(level, gpte);
+        if let Spte::Table(child_table) = old {
+            let (child_gfn, child_role) = self.child_of(id, index, gpte);
+            let child = self.find(host, child_gfn, child_role);
+            if child.is_none_or(|child| self.pages[child].table != child_table) {
+                self.clear(host, id, index);
+            }
+            return;
+        }
+        if !leaf || level > 2 {
+            self.clear(host, id, index);
+            return;
+        }
+        let target = self.leaf_base(role, index, gpte);
+        let Some(guest_page) = host.slots().index(target) else {
+            if old != Spte::Mmio {
+                self.clear(host, id, index);
+            }
+            return;
+        };
+        let mut rights = role.rights().and(Rights::of_entry(gpte));
+        if gpte & bits::D == 0 {
+            rights = rights.without(Rights::WRITE);
+        }
+        let pfn = if level == 1 {
+            if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
+                rights = rights.without(Rights::WRITE);
+            }
+            host.slots().pfn(target)
+        } else {
+            let tracked = self.guest_blocks[guest_page / memory::BLOCK_PAGES as usize].tracked > 0;
+            let split = (tracked && rights.has(Rights::WRITE))
+                || (self.config.split_executable && rights.has(Rights::EXECUTE));
+            if split { None } else { host.slots().block(target) }
+        };
+        match pfn {
+            Some(pfn) => self.set_leaf(host, id, index, guest_page, spte::leaf(pfn, level, rights)),
+            None => self.clear(host, id, index),
+        }
+    }
+}
