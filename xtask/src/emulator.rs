@@ -12,9 +12,11 @@ pub use bochs::VMX_MODELS;
 pub use probe::{choose, kvm_has_vmx};
 pub use running::{End, Outcome, Running, Sink, WaitError};
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+
+use crate::packages::Need;
 
 /// What stands for the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -74,6 +76,15 @@ impl Machine {
         }
     }
 
+    /// What has to be installed for this machine.
+    pub fn needs(&self) -> Vec<Need> {
+        match (self.backend, self.firmware) {
+            (Backend::Bochs, _) => vec![Need::Bochs],
+            (Backend::Qemu, Firmware::Bios) => vec![Need::Qemu],
+            (Backend::Qemu, Firmware::Uefi) => vec![Need::Qemu, Need::Ovmf],
+        }
+    }
+
     /// Starts the machine; its output is kept and can be waited for.
     pub fn start(&self) -> Result<Running> {
         self.start_with(Vec::new())
@@ -82,10 +93,7 @@ impl Machine {
     /// Starts the machine; each sink is given the serial output as it comes.
     pub fn start_with(&self, sinks: Vec<Sink>) -> Result<Running> {
         self.check()?;
-        let folder = tempfile::Builder::new()
-            .prefix("umbra-")
-            .tempdir()
-            .context("cannot make a folder for the run")?;
+        let folder = running::folder()?;
         match self.backend {
             Backend::Bochs => bochs::start(self, folder, sinks),
             Backend::Qemu => qemu::start(self, folder, sinks),
@@ -97,6 +105,7 @@ impl Machine {
         self.start()?.finish(timeout)
     }
 
+    /// Refuses what the emulator would refuse less clearly.
     fn check(&self) -> Result<()> {
         ensure!(self.image.is_file(), "there is no disk image {}", self.image.display());
         ensure!((1..=8).contains(&self.cores), "{} cores: 1 to 8 can be emulated", self.cores);
@@ -114,4 +123,22 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, default_cpu) = match self.backend {
+            Backend::Bochs => ("Bochs", bochs::DEFAULT_CPU),
+            Backend::Qemu if kvm_has_vmx() => ("QEMU with KVM", "host"),
+            Backend::Qemu => ("QEMU without VMX", "max"),
+        };
+        let cpu = self.cpu.as_deref().unwrap_or(default_cpu);
+        let plural = if self.cores == 1 { "" } else { "s" };
+        write!(f, "{name}: {} core{plural} ({cpu}), {} MiB", self.cores, self.memory_mib)
+    }
+}
+
+/// Whether UEFI firmware for QEMU is installed.
+pub fn has_ovmf() -> bool {
+    qemu::ovmf().is_some()
 }

@@ -1,14 +1,17 @@
 //! Builds the bare-metal binary: one ELF with symbols, for backtraces, and a stripped one, for booting.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use crate::workspace::{self, BARE_METAL};
+use crate::{
+    packages,
+    workspace::{self, BARE_METAL},
+};
 
 /// The hypervisor, built.
 #[derive(Clone, Debug)]
@@ -21,6 +24,7 @@ pub struct Hypervisor {
 
 /// Builds package `boot` for the bare machine, in release mode.
 pub fn build() -> Result<Hypervisor> {
+    packages::ensure_rust()?;
     let symbols = build_bare_metal("boot", &[])?.into_iter().next().context("package boot has no binary")?;
     let stripped = strip(&symbols)?;
     Ok(Hypervisor { symbols, stripped })
@@ -69,21 +73,15 @@ pub fn strip(elf: &Path) -> Result<PathBuf> {
 
 /// A program of the toolchain's `llvm-tools` component.
 fn llvm_tool(name: &str) -> Result<PathBuf> {
-    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let sysroot = workspace::output_of(
-        Command::new(rustc).args(["--print", "sysroot"]).current_dir(workspace::root()),
-    )?;
-    let rustlib = Path::new(sysroot.trim()).join("lib/rustlib");
+    let rustlib = workspace::rustlib()?;
     let tool = fs::read_dir(&rustlib)
         .with_context(|| format!("cannot read {}", rustlib.display()))?
         .flatten()
         .map(|target| target.path().join("bin").join(name))
         .find(|tool| tool.is_file());
-    ensure!(
-        tool.is_some(),
-        "the toolchain has no {name}; `rustup toolchain install` adds it (component llvm-tools)"
-    );
-    tool.context("no such tool")
+    tool.with_context(|| {
+        format!("the toolchain has no {name}; `rustup toolchain install` adds it (llvm-tools)")
+    })
 }
 
 #[cfg(test)]

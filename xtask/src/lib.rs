@@ -3,4 +3,11 @@
 pub mod emulator;
 pub mod hypervisor;
 pub mod image;
+pub mod kernels;
+pub mod manifest;
+pub mod packages;
+pub mod payload;
+pub mod progress;
+pub mod symbols;
+pub mod terminal;
 pub mod workspace;

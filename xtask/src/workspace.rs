@@ -72,6 +72,13 @@ pub fn has_program(name: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(name).is_file()))
 }
 
+/// The toolchain's `lib/rustlib`, a folder for each target and component.
+pub fn rustlib() -> Result<PathBuf> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let sysroot = output_of(Command::new(rustc).args(["--print", "sysroot"]).current_dir(root()))?;
+    Ok(Path::new(sysroot.trim()).join("lib/rustlib"))
+}
+
 /// A name for the given files' contents together, the same on every run.
 pub fn content_key(files: &[&Path]) -> Result<String> {
     // SipHash with fixed keys: it guards against stale caches, not against an enemy.

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    path::Path,
     process::Stdio,
 };
 
@@ -100,13 +99,6 @@ pub const VMX_MODELS: &[&str] = &[
     "corei7_icelake_u",
     "tigerlake",
 ];
-
-/// Whether the files Bochs needs are there.
-pub fn installed() -> bool {
-    crate::workspace::has_program("bochs-bin")
-        && Path::new("/usr/share/bochs/BIOS-bochs-latest").exists()
-        && Path::new("/usr/share/vgabios/vgabios.cirrus.bin").exists()
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,8 +5,8 @@ use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
-    process::{Child, Command},
+    path::{Path, PathBuf},
+    process::{self, Child, Command},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::bochs;
+use crate::workspace;
 
 /// How often a quiet serial port or a running emulator is looked at.
 const POLL: Duration = Duration::from_millis(10);
@@ -29,9 +30,27 @@ const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Is given serial output as it comes, in pieces of any size.
 pub type Sink = Box<dyn FnMut(&[u8]) + Send>;
 
+/// A folder for one run's files.
+///
+/// It carries our process id: whoever is killed leaves a disk image behind, and the next run removes it.
+pub fn folder() -> Result<TempDir> {
+    let runs = workspace::cache_folder("runs")?;
+    for entry in fs::read_dir(&runs)?.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    tempfile::Builder::new()
+        .prefix(&format!("{}-", process::id()))
+        .tempdir_in(&runs)
+        .context("cannot make a folder for the run")
+}
+
 /// A program that is killed when the thread that started it ends, however that happens.
 pub fn dying_with_us(program: &str) -> Command {
-    if crate::workspace::has_program("setpriv") {
+    if workspace::has_program("setpriv") {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]);
         command
@@ -71,6 +90,8 @@ pub enum End {
     Died,
     /// It was still running when its time was up.
     TimedOut,
+    /// The person at the terminal ended it.
+    HungUp,
 }
 
 /// What is left of a run.
@@ -277,35 +298,38 @@ impl Running {
     }
 
     /// Waits for the end, at most for `timeout`, then ends it.
-    pub fn finish(mut self, timeout: Duration) -> Result<Outcome> {
+    pub fn finish(self, timeout: Duration) -> Result<Outcome> {
+        self.finish_unless(timeout, || false)
+    }
+
+    /// The same, and ends it as soon as `hung_up` says so.
+    pub fn finish_unless(mut self, timeout: Duration, hung_up: impl Fn() -> bool) -> Result<Outcome> {
         let started = Instant::now();
-        let mut verdict_deadline = None;
-        let timed_out = loop {
-            if self.is_finished() {
-                break false;
+        let mut verdict_at: Option<Instant> = None;
+        let mut ending = End::Died;
+        while !self.is_finished() {
+            if self.verdict().is_some() {
+                let since = *verdict_at.get_or_insert_with(Instant::now);
+                if since.elapsed() > LAST_WORDS {
+                    break;
+                }
             }
-            let now = Instant::now();
-            if verdict_deadline.is_none() && self.verdict().is_some() {
-                verdict_deadline = Some(now + LAST_WORDS);
+            if started.elapsed() >= timeout {
+                ending = End::TimedOut;
+                break;
             }
-            if verdict_deadline.is_some_and(|deadline| now > deadline) {
-                break false;
-            }
-            if now - started >= timeout {
-                break true;
+            if hung_up() {
+                ending = End::HungUp;
+                break;
             }
             thread::sleep(POLL);
-        };
+        }
         self.kill();
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
         let exit_code = self.verdict();
-        let end = match exit_code {
-            Some(code) => End::Verdict(code),
-            None if timed_out => End::TimedOut,
-            None => End::Died,
-        };
+        let end = exit_code.map_or(ending, End::Verdict);
         let emulator_log = self.emulator_log();
         let ticks = bochs::last_tick(&emulator_log);
         Ok(Outcome { end, exit_code, ticks, output: self.output(), emulator_log })
