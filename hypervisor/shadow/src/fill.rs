@@ -57,7 +57,7 @@ impl Mmu {
         }
         let write = access.kind == Kind::Write;
         let mut rights = if walk.dirty { walk.rights } else { walk.rights.without(Rights::WRITE) };
-        if write && !rights.has(Rights::WRITE) {
+        if write && guest_page.is_some() && !rights.has(Rights::WRITE) {
             // CR0.WP = 0: a supervisor's write to a read-only page. A user page loses U meanwhile, so that
             // no user write slips through, and is then not to be fetched from under SMEP either.
             if rights.has(Rights::USER) {

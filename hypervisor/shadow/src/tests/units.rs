@@ -98,9 +98,10 @@ fn h01_role_inherits_access() {
 fn h02_stale_unsync_table_is_synced_before_it_is_linked() {
     let mut machine = guest();
     machine.access(Gva(TOP), READ);
-    machine.store(Gva(0x18000), 0x40_0000 | FLAGS); // unsync, no INVLPG
+    machine.store(Gva(0x18008), 0x40_0000 | FLAGS); // unsync, no INVLPG
     machine.store(Gva(0x17008), 0x18000 | FLAGS); // the same table, 2 MiB further up
-    assert_eq!(machine.access(Gva(TOP + 0x20_0000), READ), Landed::Ram(Gpa(0x40_0000)));
+    assert_eq!(machine.access(Gva(TOP + 0x20_0000), READ), Landed::Ram(Gpa(0x20_0000)));
+    assert_eq!(machine.access(Gva(TOP + 0x20_1000), READ), Landed::Ram(Gpa(0x40_0000)));
     machine.audit();
 }
 
