@@ -191,7 +191,7 @@ impl FrameAllocator {
     /// # Errors
     /// [`FreeError`] for the first frame that is not `owner`'s.
     pub fn free_block(&self, first: Pfn, owner: Owner) -> Result<(), FreeError> {
-        if first.0 % BLOCK_PAGES != 0 {
+        if !first.0.is_multiple_of(BLOCK_PAGES) {
             return Err(FreeError::Unaligned(first));
         }
         let base = self.map.index(first).ok_or(FreeError::Absent(first))?;

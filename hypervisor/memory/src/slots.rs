@@ -77,10 +77,10 @@ impl Slots {
         let mut low_blocks = 0;
         let mut expected = Gfn(0);
         for &(gfn, pfn) in &sorted {
-            if gfn.0 % BLOCK_PAGES != 0 {
+            if !gfn.0.is_multiple_of(BLOCK_PAGES) {
                 return Err(SlotsError::UnalignedGuest(gfn));
             }
-            if pfn.0 % BLOCK_PAGES != 0 {
+            if !pfn.0.is_multiple_of(BLOCK_PAGES) {
                 return Err(SlotsError::UnalignedHost(pfn));
             }
             let at_four_gib = gfn.0 >> BLOCK_SHIFT == HIGH_FIRST_BLOCK && low_blocks > 0;
@@ -144,7 +144,8 @@ impl Slots {
     #[must_use]
     pub fn index(&self, gfn: Gfn) -> Option<usize> {
         let position = self.position(gfn);
-        (position < self.blocks.len()).then(|| (position << BLOCK_SHIFT) | (gfn.0 % BLOCK_PAGES) as usize)
+        let index = (position << BLOCK_SHIFT) | (gfn.0 % BLOCK_PAGES) as usize;
+        (position < self.blocks.len()).then_some(index)
     }
 
     /// The page with number `index`: the inverse of [`Slots::index`].

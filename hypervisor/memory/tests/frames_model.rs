@@ -82,7 +82,7 @@ impl Model {
     }
 
     fn block_is(&self, first: Pfn, owner: Option<Owner>) -> bool {
-        first.0 % 512 == 0 && (0..512).all(|i| self.0.get(&Pfn(first.0 + i)) == Some(&owner))
+        first.0.is_multiple_of(512) && (0..512).all(|i| self.0.get(&Pfn(first.0 + i)) == Some(&owner))
     }
 
     fn has_whole_block(&self) -> bool {
@@ -176,6 +176,8 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     #[test]
     fn histories_agree_with_the_model(history in prop::collection::vec(steps(), 1..60)) {
         let marks = Marks::new(MIN_FRAMES, MIN_FRAMES + 10, MIN_FRAMES + 20).unwrap();
@@ -216,7 +218,7 @@ fn cores_at_once_share_no_frame_and_lose_none() {
                     } else if let Some(pfn) = mine.pop() {
                         assert!(held[pfn.0 as usize].swap(false, Ordering::SeqCst));
                         // Now and then through the cache of a neighbour.
-                        let through = if random % 5 == 0 { (core + 1) % CORES } else { core };
+                        let through = if random.is_multiple_of(5) { (core + 1) % CORES } else { core };
                         frames.free(through, pfn, owner).unwrap();
                     }
                     assert!(frames.free_frames() <= FRAMES);
