@@ -22,5 +22,5 @@ pub use rules::{
 };
 pub use types::{
     DEFAULT_ESCAPE, DeviceSet, End, Expect, FileRef, GuestConfig, HypervisorConfig, Manifest, ModuleRef,
-    OnEnd, Protocol,
+    OnEnd,
 };

@@ -48,7 +48,7 @@ impl Checker<'_> {
     /// A rule's text is "what: what to do".
     fn rule(&mut self, span: Range<usize>, rule: Rule) {
         let text = rule.to_string();
-        let (what, remedy) = text.split_once(": ").unwrap_or((&text, "see the manifest of the README"));
+        let (what, remedy) = text.split_once(": ").unwrap_or((&text, "change it"));
         self.report(span, what, "here", remedy);
     }
 
@@ -176,16 +176,16 @@ impl Checker<'_> {
     }
 
     fn guest(&mut self, span: Range<usize>, table: &GuestTable) -> Guest {
-        let name = table.name.as_ref().map_or_else(
-            || {
-                self.report(span.clone(), "a guest has no name", "this guest", "add: name = \"debian\"");
-                String::new()
-            },
-            |name| {
+        let name = match &table.name {
+            Some(name) => {
                 self.obey(name.span(), rules::check_name(name.get_ref()));
                 name.get_ref().clone()
-            },
-        );
+            }
+            None => {
+                self.report(span.clone(), "a guest has no name", "this guest", "add: name = \"debian\"");
+                String::new()
+            }
+        };
         let (kernel, found_protocol) = match &table.kernel {
             Some(kernel) => self.kernel(kernel),
             None => {

@@ -69,13 +69,13 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NoGuests => write!(f, "there is no guest: give at least one [[guest]]"),
-            Self::TooManyGuests(n) => write!(f, "{n} guests: at most {MAX_GUESTS} fit in a manifest"),
+            Self::TooManyGuests(n) => write!(f, "{n} guests are too many: give at most {MAX_GUESTS}"),
             Self::Name => {
-                write!(f, "a name is 1 to {MAX_NAME_BYTES} characters out of a-z, 0-9 and '-'")
+                write!(f, "this cannot be a guest's name: give 1 to {MAX_NAME_BYTES} of a-z, 0-9 and '-'")
             }
             Self::DuplicateName => write!(f, "two guests have this name: each needs its own"),
             Self::CmdlineLength(n) => {
-                write!(f, "a command line of {n} bytes: at most {MAX_CMDLINE_BYTES} are possible")
+                write!(f, "a command line of {n} bytes is too long: give at most {MAX_CMDLINE_BYTES}")
             }
             Self::CmdlineCharacter => write!(f, "a control character in a command line: leave it out"),
             Self::MemoryUnit(bytes) => {
@@ -90,11 +90,13 @@ impl fmt::Display for Rule {
             Self::MemoryTooLarge(bytes) => {
                 write!(f, "{} GiB of memory are too large: give at most \"1024G\"", bytes >> 30)
             }
-            Self::Vcpus(n) => write!(f, "{n} virtual processors: give 1 to {MAX_VCPUS}"),
-            Self::CoreNumber(n) => write!(f, "core {n}: cores are numbered 0 to {}", MAX_CORES - 1),
+            Self::Vcpus(n) => write!(f, "{n} virtual processors are impossible: give 1 to {MAX_VCPUS}"),
+            Self::CoreNumber(n) => write!(f, "no machine has a core {n}: give 0 to {}", MAX_CORES - 1),
             Self::DuplicateCore(n) => write!(f, "core {n} is named twice: name it once"),
-            Self::TooManyModules(n) => write!(f, "{n} modules: at most {MAX_MODULES} are possible"),
-            Self::EmptyKernel => write!(f, "the kernel is an empty file"),
+            Self::TooManyModules(n) => write!(f, "{n} modules are too many: give at most {MAX_MODULES}"),
+            Self::EmptyKernel => {
+                write!(f, "the kernel is an empty file: give the file that a boot loader would start")
+            }
             Self::GuaranteeAboveCap => {
                 write!(f, "the shadow guarantee is above the cap: lower the one or raise the other")
             }
@@ -286,7 +288,8 @@ impl Manifest {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::manifest::{DeviceSet, Expect, FileRef, Protocol};
+    use crate::load::Protocol;
+    use crate::manifest::{DeviceSet, Expect, FileRef};
 
     pub(in crate::manifest) fn guest(name: &str) -> GuestConfig {
         GuestConfig {

@@ -3,16 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 
-/// How a kernel is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Protocol {
-    /// The Linux 64-bit boot protocol: bzImage or vmlinux.
-    Linux,
-    /// Multiboot 1: 32-bit protected mode, paging off.
-    Multiboot,
-    /// A plain ELF64 program, entered in long mode.
-    Elf64,
-}
+use crate::load::Protocol;
 
 /// Ctrl-a: the console's escape where the manifest names none.
 pub const DEFAULT_ESCAPE: u8 = 1;
