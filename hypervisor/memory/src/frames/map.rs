@@ -2,6 +2,7 @@
 //! holes.
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 
 use crate::address::{BLOCK_PAGES, Pfn};
 
@@ -92,10 +93,16 @@ impl FrameMap {
         self.segments.iter().map(below).sum::<u64>() as usize
     }
 
-    /// Dense indices of a region's frames, those left out skipped.
-    pub fn indices(&self, region: (Pfn, u64)) -> impl Iterator<Item = u32> + '_ {
-        let (first, end) = clip(region).unwrap_or((0, 0));
-        (first..end).map_while(|pfn| self.index(Pfn(pfn)))
+    /// Dense indices of a region's frames, as one range for each block it touches, those left out skipped.
+    pub fn ranges(&self, region: (Pfn, u64)) -> impl Iterator<Item = RangeInclusive<u32>> + '_ {
+        let (mut next, end) = clip(region).unwrap_or((0, 0));
+        core::iter::from_fn(move || {
+            let first = self.index(Pfn(next)).filter(|_| next < end)?;
+            let stop = end.min((next | (BLOCK_PAGES - 1)) + 1);
+            let frames = stop - next;
+            next = stop;
+            Some(first..=first + (frames as u32 - 1))
+        })
     }
 }
 
@@ -125,6 +132,10 @@ mod tests {
         assert_eq!(map.blocks_below(Pfn(0x100000)), 2);
         assert_eq!(map.blocks_below(Pfn(0x100200)), 3);
         assert_eq!(map.blocks_below(Pfn(u64::MAX)), 4);
+        let ranges = |region| map.ranges(region).collect::<Vec<_>>();
+        assert_eq!(ranges((Pfn(1), 600)), [1..=511, 512..=600]);
+        assert_eq!(ranges((Pfn(0x100000), 1024)), [1024..=1535, 1536..=2047]);
+        assert_eq!(ranges((Pfn(5), 0)), []);
     }
 
     #[test]
@@ -135,5 +146,6 @@ mod tests {
         assert_eq!(map.blocks() as u64, BLOCKS_MAX);
         assert_eq!(map.index(Pfn(u64::from(u32::MAX))), Some(u32::MAX));
         assert_eq!(map.index(Pfn(1 << 32)), None);
+        assert_eq!(map.ranges((Pfn(0xffff_fff0), u64::MAX)).last(), Some(0xffff_fff0..=u32::MAX));
     }
 }
