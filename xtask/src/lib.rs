@@ -7,6 +7,7 @@ pub mod kernels;
 pub mod manifest;
 pub mod packages;
 pub mod payload;
+pub mod prepare;
 pub mod progress;
 pub mod symbols;
 pub mod terminal;

@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::manifest::Problems;
 
+mod check;
 mod run;
+mod test;
+mod write_image;
 
 /// Builds Umbra, boots it and tests it.
 #[derive(Parser)]
@@ -18,14 +22,27 @@ struct Arguments {
 enum Command {
     /// Build everything, pack the image and boot it
     Run(run::Arguments),
+    /// Run all tests, host and emulator
+    Test(test::Arguments),
+    /// Write a disk image for a USB stick, for BIOS and UEFI
+    Image(write_image::Arguments),
+    /// Check formatting, lints, documentation, unsafe code and licences
+    Check,
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::test(&arguments),
+        Command::Image(arguments) => write_image::write(&arguments),
+        Command::Check => check::check(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        match error.downcast_ref::<Problems>() {
+            // Each problem says "error" itself, and shows its place.
+            Some(problems) => eprintln!("{problems}"),
+            None => eprintln!("error: {error:#}"),
+        }
         ExitCode::FAILURE
     })
 }

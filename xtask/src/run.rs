@@ -11,9 +11,11 @@ use std::{
 use anyhow::{Context, Result};
 use xtask::{
     emulator::{self, Backend, End, Firmware, Machine, Outcome, Running, Sink},
-    hypervisor::{self, Hypervisor},
-    image, packages,
-    progress::stage,
+    hypervisor::Hypervisor,
+    manifest::Limits,
+    packages,
+    payload::Options,
+    prepare::{Prepared, prepare, prepare_blob},
     symbols::Annotator,
     terminal::{self, Raw, RawScreen},
 };
@@ -30,10 +32,12 @@ const LOG_LINES_SHOWN: usize = 20;
 /// The command's arguments.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// The guests to run; without one: two Debian guests and one of our own
+    manifest: Option<PathBuf>,
     #[command(flatten)]
     machine: MachineArguments,
     /// A packed payload to boot as it is
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     payload: Option<PathBuf>,
     /// A hypervisor ELF to boot instead of building one
     #[arg(long, value_name = "ELF")]
@@ -108,12 +112,12 @@ impl MachineArguments {
 /// Builds, packs, boots; the exit status is the guests' verdict.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let interactive = terminal::is_interactive();
-    let hypervisor = match &arguments.kernel {
-        Some(symbols) => Hypervisor { symbols: symbols.clone(), stripped: hypervisor::strip(symbols)? },
-        None => stage("building the hypervisor", hypervisor::build)?,
+    let limits = Limits { memory_mib: Some(arguments.machine.memory), cores: Some(arguments.machine.cores) };
+    let kernel = arguments.kernel.as_deref();
+    let Prepared { hypervisor, image } = match &arguments.payload {
+        Some(payload) => prepare_blob(payload, kernel)?,
+        None => prepare(arguments.manifest.as_deref(), &limits, &Options { interactive }, kernel)?,
     };
-    let image =
-        stage("packing the disk image", || image::pack(&hypervisor.stripped, arguments.payload.as_deref()))?;
     let mut machine = arguments.machine.machine(image)?;
     machine.typed = interactive;
     machine.verbose_log = arguments.emulator_log.is_some();
