@@ -454,7 +454,10 @@ impl Devices {
         if now_ns >= self.earliest_ns {
             self.advance(now_ns);
         }
-        self.processors[vcpu].lapic.read_page(offset, now_ns)
+        let value = self.processors[vcpu].lapic.read_page(offset, now_ns);
+        // Reading a register that does not exist may raise the error interrupt.
+        self.refresh(1 << vcpu);
+        value
     }
 
     /// Writes the local APIC's register at `offset` (0..4096) of its page, as on an APIC-access exit.

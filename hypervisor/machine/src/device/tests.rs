@@ -251,6 +251,15 @@ fn nobody_there() {
 }
 
 #[test]
+fn reading_an_illegal_register_raises_the_error_interrupt() {
+    let mut devices = devices(1);
+    lapic(&mut devices, 0, 0x370, 0x66, 0);
+    devices.lapic_read(0, 0x3f0, 0);
+    assert_eq!(devices.requests(0), Requests::INTERRUPT);
+    assert_eq!(devices.acknowledge(0), Some(0x66));
+}
+
+#[test]
 fn x2apic_takes_the_page_away() {
     let mut devices = devices(2);
     let base = devices.apic_base(0);
