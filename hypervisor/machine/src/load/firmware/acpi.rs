@@ -197,6 +197,7 @@ fn fadt(facs: Gpa, dsdt: Gpa) -> Sdt {
         reset: Register::port(RESET_PORT, 1),
         reset_value: RESET_VALUE,
         minor_revision: 4,
+        // x_facs stays 0: given both ways, Linux takes it for two tables.
         x_dsdt: dsdt.0.into(),
         x_pm1a_event: Register::port(PM1A_EVENT, 4),
         x_pm1a_control: Register::port(PM1A_CONTROL, 2),
