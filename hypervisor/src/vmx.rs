@@ -20,5 +20,6 @@ pub mod fields;
 pub mod guest_state;
 pub mod host_state;
 pub mod invvpid;
+pub mod mitigation;
 pub mod msr;
 pub mod vmcs;

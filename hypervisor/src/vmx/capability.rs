@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::controls::{Group, Primary, Secondary};
+use super::controls::{Group, PrimaryControls, SecondaryControls};
 use super::msr::{self, MsrRead};
 
 /// Which bits of one control field may be 0 and which may be 1
@@ -77,13 +77,13 @@ impl Capabilities {
         let true_controls = basic & (1 << 55) != 0;
         let allowed = |group: Group| Allowed::from_msr(msrs.read(group.msr(true_controls).0));
         let primary = allowed(Group::Primary);
-        let secondary = if primary.may_be_one & Primary::ACTIVATE_SECONDARY_CONTROLS.bits() != 0 {
+        let secondary = if primary.may_be_one & PrimaryControls::ACTIVATE_SECONDARY_CONTROLS.bits() != 0 {
             allowed(Group::Secondary)
         } else {
             Allowed::default()
         };
         // The MSR exists only with EPT or VPID.
-        let ept_or_vpid = (Secondary::ENABLE_EPT | Secondary::ENABLE_VPID).bits();
+        let ept_or_vpid = (SecondaryControls::ENABLE_EPT | SecondaryControls::ENABLE_VPID).bits();
         let ept_vpid =
             if secondary.may_be_one & ept_or_vpid != 0 { msrs.read(msr::VMX_EPT_VPID_CAP) } else { 0 };
         Self {
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_missing_control_is_named_with_msr_bit_purpose_and_remedy() {
         let mut capabilities = Capabilities::read(&penryn());
-        let hlt = Primary::HLT_EXITING.bits();
+        let hlt = PrimaryControls::HLT_EXITING.bits();
         capabilities.primary.may_be_one &= !hlt;
         let missing = adjust(Group::Primary, hlt, 0, &capabilities).unwrap_err();
         assert_eq!((missing.msr, missing.bit, missing.name), (0x482, 7, "HLT exiting"));

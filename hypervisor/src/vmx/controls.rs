@@ -47,11 +47,11 @@ impl Group {
     #[must_use]
     pub fn describe(self, bit: u8) -> (&'static str, &'static str) {
         let table = match self {
-            Self::Pin => Pin::TABLE,
-            Self::Primary => Primary::TABLE,
-            Self::Secondary => Secondary::TABLE,
-            Self::Exit => Exit::TABLE,
-            Self::Entry => Entry::TABLE,
+            Self::Pin => PinControls::TABLE,
+            Self::Primary => PrimaryControls::TABLE,
+            Self::Secondary => SecondaryControls::TABLE,
+            Self::Exit => ExitControls::TABLE,
+            Self::Entry => EntryControls::TABLE,
         };
         table
             .iter()
@@ -96,7 +96,7 @@ macro_rules! controls {
 
 controls! {
     /// SDM Vol. 3, Section 25.6.1 "Pin-Based VM-Execution Controls".
-    Pin {
+    PinControls {
         EXTERNAL_INTERRUPT_EXITING = 0, "external-interrupt exiting", "taking our own interrupts while a guest runs";
         NMI_EXITING = 3, "NMI exiting", "kicks and TLB shoot-downs, which are NMIs";
         VIRTUAL_NMIS = 5, "virtual NMIs", "knowing when a guest can take its next NMI";
@@ -106,7 +106,7 @@ controls! {
 
 controls! {
     /// SDM Vol. 3, Section 25.6.2 "Processor-Based VM-Execution Controls", first table.
-    Primary {
+    PrimaryControls {
         INTERRUPT_WINDOW_EXITING = 2, "interrupt-window exiting", "delivering a guest's interrupt once it can take it";
         USE_TSC_OFFSETTING = 3, "use TSC offsetting", "giving each guest its own time";
         HLT_EXITING = 7, "HLT exiting", "yielding the core of an idle vCPU";
@@ -129,7 +129,7 @@ controls! {
 
 controls! {
     /// SDM Vol. 3, Section 25.6.2 "Processor-Based VM-Execution Controls", second table.
-    Secondary {
+    SecondaryControls {
         VIRTUALIZE_APIC_ACCESSES = 0, "virtualize APIC accesses", "local-APIC accesses without a walk and a decode";
         ENABLE_EPT = 1, "enable EPT", "nothing: Umbra shadows";
         ENABLE_RDTSCP = 3, "enable RDTSCP", "offering RDTSCP to guests";
@@ -143,7 +143,7 @@ controls! {
 
 controls! {
     /// SDM Vol. 3, Section 25.7.1 "VM-Exit Controls".
-    Exit {
+    ExitControls {
         SAVE_DEBUG_CONTROLS = 2, "save debug controls", "keeping the guest's DR7 and IA32_DEBUGCTL";
         HOST_ADDRESS_SPACE_SIZE = 9, "host address-space size", "returning to 64-bit mode";
         ACKNOWLEDGE_INTERRUPT = 15, "acknowledge interrupt on exit", "learning the vector without an interrupt gate";
@@ -154,48 +154,52 @@ controls! {
 
 controls! {
     /// SDM Vol. 3, Section 25.8.1 "VM-Entry Controls".
-    Entry {
+    EntryControls {
         LOAD_DEBUG_CONTROLS = 2, "load debug controls", "giving the guest its DR7 and IA32_DEBUGCTL";
         IA32E_MODE_GUEST = 9, "IA-32e mode guest", "64-bit guests";
         LOAD_EFER = 15, "load IA32_EFER", "switching EFER by hardware";
     }
 }
 
-const PIN_REQUIRED: Pin = Pin::EXTERNAL_INTERRUPT_EXITING.union(Pin::NMI_EXITING);
-const PIN_OPTIONAL: Pin = Pin::VIRTUAL_NMIS.union(Pin::PREEMPTION_TIMER);
+const PIN_REQUIRED: PinControls = PinControls::EXTERNAL_INTERRUPT_EXITING.union(PinControls::NMI_EXITING);
+const PIN_OPTIONAL: PinControls = PinControls::VIRTUAL_NMIS.union(PinControls::PREEMPTION_TIMER);
 
-const PRIMARY_REQUIRED: Primary = Primary::USE_TSC_OFFSETTING
-    .union(Primary::HLT_EXITING)
-    .union(Primary::INVLPG_EXITING)
-    .union(Primary::MWAIT_EXITING)
-    .union(Primary::RDPMC_EXITING)
-    .union(Primary::CR3_LOAD_EXITING)
-    .union(Primary::CR3_STORE_EXITING)
-    .union(Primary::MOV_DR_EXITING)
-    .union(Primary::UNCONDITIONAL_IO_EXITING)
-    .union(Primary::MONITOR_EXITING)
-    .union(Primary::INTERRUPT_WINDOW_EXITING);
-const PRIMARY_OPTIONAL: Primary = Primary::USE_TPR_SHADOW
-    .union(Primary::NMI_WINDOW_EXITING)
-    .union(Primary::USE_MSR_BITMAPS)
-    .union(Primary::ACTIVATE_SECONDARY_CONTROLS);
+const PRIMARY_REQUIRED: PrimaryControls = PrimaryControls::USE_TSC_OFFSETTING
+    .union(PrimaryControls::HLT_EXITING)
+    .union(PrimaryControls::INVLPG_EXITING)
+    .union(PrimaryControls::MWAIT_EXITING)
+    .union(PrimaryControls::RDPMC_EXITING)
+    .union(PrimaryControls::CR3_LOAD_EXITING)
+    .union(PrimaryControls::CR3_STORE_EXITING)
+    .union(PrimaryControls::MOV_DR_EXITING)
+    .union(PrimaryControls::UNCONDITIONAL_IO_EXITING)
+    .union(PrimaryControls::MONITOR_EXITING)
+    .union(PrimaryControls::INTERRUPT_WINDOW_EXITING);
+const PRIMARY_OPTIONAL: PrimaryControls = PrimaryControls::USE_TPR_SHADOW
+    .union(PrimaryControls::NMI_WINDOW_EXITING)
+    .union(PrimaryControls::USE_MSR_BITMAPS)
+    .union(PrimaryControls::ACTIVATE_SECONDARY_CONTROLS);
 /// Must be possible, but are switched on only while an event waits.
-const PRIMARY_WINDOWS: Primary = Primary::INTERRUPT_WINDOW_EXITING.union(Primary::NMI_WINDOW_EXITING);
-const PRIMARY_CR8_EXITING: Primary = Primary::CR8_LOAD_EXITING.union(Primary::CR8_STORE_EXITING);
+const PRIMARY_WINDOWS: PrimaryControls =
+    PrimaryControls::INTERRUPT_WINDOW_EXITING.union(PrimaryControls::NMI_WINDOW_EXITING);
+const PRIMARY_CR8_EXITING: PrimaryControls =
+    PrimaryControls::CR8_LOAD_EXITING.union(PrimaryControls::CR8_STORE_EXITING);
 
-const SECONDARY_OPTIONAL: Secondary = Secondary::VIRTUALIZE_APIC_ACCESSES
-    .union(Secondary::ENABLE_RDTSCP)
-    .union(Secondary::ENABLE_VPID)
-    .union(Secondary::WBINVD_EXITING)
-    .union(Secondary::ENABLE_INVPCID)
-    .union(Secondary::ENABLE_XSAVES);
+const SECONDARY_OPTIONAL: SecondaryControls = SecondaryControls::VIRTUALIZE_APIC_ACCESSES
+    .union(SecondaryControls::ENABLE_RDTSCP)
+    .union(SecondaryControls::ENABLE_VPID)
+    .union(SecondaryControls::WBINVD_EXITING)
+    .union(SecondaryControls::ENABLE_INVPCID)
+    .union(SecondaryControls::ENABLE_XSAVES);
 
-const EXIT_REQUIRED: Exit =
-    Exit::SAVE_DEBUG_CONTROLS.union(Exit::HOST_ADDRESS_SPACE_SIZE).union(Exit::ACKNOWLEDGE_INTERRUPT);
-const EXIT_OPTIONAL: Exit = Exit::LOAD_EFER.union(Exit::SAVE_PREEMPTION_TIMER);
+const EXIT_REQUIRED: ExitControls = ExitControls::SAVE_DEBUG_CONTROLS
+    .union(ExitControls::HOST_ADDRESS_SPACE_SIZE)
+    .union(ExitControls::ACKNOWLEDGE_INTERRUPT);
+const EXIT_OPTIONAL: ExitControls = ExitControls::LOAD_EFER.union(ExitControls::SAVE_PREEMPTION_TIMER);
 
-const ENTRY_REQUIRED: Entry = Entry::LOAD_DEBUG_CONTROLS.union(Entry::IA32E_MODE_GUEST);
-const ENTRY_OPTIONAL: Entry = Entry::LOAD_EFER;
+const ENTRY_REQUIRED: EntryControls =
+    EntryControls::LOAD_DEBUG_CONTROLS.union(EntryControls::IA32E_MODE_GUEST);
+const ENTRY_OPTIONAL: EntryControls = EntryControls::LOAD_EFER;
 
 /// Exceptions that exit, as a bit per vector: every #PF (the error-code mask and match are 0), #MC, and #AC and
 /// #DB, which a guest can otherwise make the processor deliver for ever (CVE-2015-5307, CVE-2015-8104).
@@ -235,15 +239,15 @@ pub enum Feature {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Controls {
     /// Pin-based controls.
-    pub pin: Pin,
+    pub pin: PinControls,
     /// Primary processor-based controls, with both window exits off.
-    pub primary: Primary,
+    pub primary: PrimaryControls,
     /// Secondary processor-based controls; empty where they are not activated.
-    pub secondary: Secondary,
+    pub secondary: SecondaryControls,
     /// VM-exit controls.
-    pub exit: Exit,
+    pub exit: ExitControls,
     /// VM-entry controls without "IA-32e mode guest", which is the vCPU's.
-    pub entry: Entry,
+    pub entry: EntryControls,
 }
 
 impl Controls {
@@ -254,45 +258,49 @@ impl Controls {
     pub fn choose(capabilities: &Capabilities) -> Result<Self, MissingControl> {
         let adjust = |group, required, optional| adjust(group, required, optional, capabilities);
 
-        let mut pin = Pin::from_bits_retain(adjust(Group::Pin, PIN_REQUIRED.bits(), PIN_OPTIONAL.bits())?);
-        let mut primary = Primary::from_bits_retain(adjust(
+        let mut pin =
+            PinControls::from_bits_retain(adjust(Group::Pin, PIN_REQUIRED.bits(), PIN_OPTIONAL.bits())?);
+        let mut primary = PrimaryControls::from_bits_retain(adjust(
             Group::Primary,
             PRIMARY_REQUIRED.bits(),
             PRIMARY_OPTIONAL.bits(),
         )?);
         // Virtual NMIs are of use only with the window exit that says when the next one can go in.
-        if !primary.contains(Primary::NMI_WINDOW_EXITING) {
-            pin.remove(Pin::VIRTUAL_NMIS);
+        if !primary.contains(PrimaryControls::NMI_WINDOW_EXITING) {
+            pin.remove(PinControls::VIRTUAL_NMIS);
         }
-        if !primary.contains(Primary::USE_TPR_SHADOW) {
+        if !primary.contains(PrimaryControls::USE_TPR_SHADOW) {
             adjust(Group::Primary, PRIMARY_CR8_EXITING.bits(), 0)?;
             primary.insert(PRIMARY_CR8_EXITING);
         }
         primary.remove(PRIMARY_WINDOWS);
 
-        let secondary = if primary.contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+        let secondary = if primary.contains(PrimaryControls::ACTIVATE_SECONDARY_CONTROLS) {
             let mut wanted = SECONDARY_OPTIONAL;
             if !capabilities.invvpid.all_contexts {
-                wanted.remove(Secondary::ENABLE_VPID);
+                wanted.remove(SecondaryControls::ENABLE_VPID);
             }
-            Secondary::from_bits_retain(adjust(Group::Secondary, 0, wanted.bits())?)
+            SecondaryControls::from_bits_retain(adjust(Group::Secondary, 0, wanted.bits())?)
         } else {
-            Secondary::empty()
+            SecondaryControls::empty()
         };
 
         let mut exit =
-            Exit::from_bits_retain(adjust(Group::Exit, EXIT_REQUIRED.bits(), EXIT_OPTIONAL.bits())?);
-        let mut entry =
-            Entry::from_bits_retain(adjust(Group::Entry, ENTRY_REQUIRED.bits(), ENTRY_OPTIONAL.bits())?);
-        entry.remove(Entry::IA32E_MODE_GUEST);
+            ExitControls::from_bits_retain(adjust(Group::Exit, EXIT_REQUIRED.bits(), EXIT_OPTIONAL.bits())?);
+        let mut entry = EntryControls::from_bits_retain(adjust(
+            Group::Entry,
+            ENTRY_REQUIRED.bits(),
+            ENTRY_OPTIONAL.bits(),
+        )?);
+        entry.remove(EntryControls::IA32E_MODE_GUEST);
         // One without the other would leak the guest's EFER into the host, or the host's into the guest.
-        if !(exit.contains(Exit::LOAD_EFER) && entry.contains(Entry::LOAD_EFER)) {
-            exit.remove(Exit::LOAD_EFER);
-            entry.remove(Entry::LOAD_EFER);
+        if !(exit.contains(ExitControls::LOAD_EFER) && entry.contains(EntryControls::LOAD_EFER)) {
+            exit.remove(ExitControls::LOAD_EFER);
+            entry.remove(EntryControls::LOAD_EFER);
         }
         // SDM Vol. 3, Section 26.2.1.2: saving the timer's value needs the timer.
-        if !pin.contains(Pin::PREEMPTION_TIMER) {
-            exit.remove(Exit::SAVE_PREEMPTION_TIMER);
+        if !pin.contains(PinControls::PREEMPTION_TIMER) {
+            exit.remove(ExitControls::SAVE_PREEMPTION_TIMER);
         }
         Ok(Self { pin, primary, secondary, exit, entry })
     }
@@ -301,18 +309,20 @@ impl Controls {
     #[must_use]
     pub const fn has(&self, feature: Feature) -> bool {
         match feature {
-            Feature::VirtualNmis => self.pin.contains(Pin::VIRTUAL_NMIS),
-            Feature::PreemptionTimer => self.pin.contains(Pin::PREEMPTION_TIMER),
-            Feature::SavePreemptionTimer => self.exit.contains(Exit::SAVE_PREEMPTION_TIMER),
-            Feature::TprShadow => self.primary.contains(Primary::USE_TPR_SHADOW),
-            Feature::MsrBitmaps => self.primary.contains(Primary::USE_MSR_BITMAPS),
-            Feature::EferSwitch => self.entry.contains(Entry::LOAD_EFER),
-            Feature::VirtualizeApicAccesses => self.secondary.contains(Secondary::VIRTUALIZE_APIC_ACCESSES),
-            Feature::Rdtscp => self.secondary.contains(Secondary::ENABLE_RDTSCP),
-            Feature::Vpid => self.secondary.contains(Secondary::ENABLE_VPID),
-            Feature::WbinvdExiting => self.secondary.contains(Secondary::WBINVD_EXITING),
-            Feature::Invpcid => self.secondary.contains(Secondary::ENABLE_INVPCID),
-            Feature::Xsaves => self.secondary.contains(Secondary::ENABLE_XSAVES),
+            Feature::VirtualNmis => self.pin.contains(PinControls::VIRTUAL_NMIS),
+            Feature::PreemptionTimer => self.pin.contains(PinControls::PREEMPTION_TIMER),
+            Feature::SavePreemptionTimer => self.exit.contains(ExitControls::SAVE_PREEMPTION_TIMER),
+            Feature::TprShadow => self.primary.contains(PrimaryControls::USE_TPR_SHADOW),
+            Feature::MsrBitmaps => self.primary.contains(PrimaryControls::USE_MSR_BITMAPS),
+            Feature::EferSwitch => self.entry.contains(EntryControls::LOAD_EFER),
+            Feature::VirtualizeApicAccesses => {
+                self.secondary.contains(SecondaryControls::VIRTUALIZE_APIC_ACCESSES)
+            }
+            Feature::Rdtscp => self.secondary.contains(SecondaryControls::ENABLE_RDTSCP),
+            Feature::Vpid => self.secondary.contains(SecondaryControls::ENABLE_VPID),
+            Feature::WbinvdExiting => self.secondary.contains(SecondaryControls::WBINVD_EXITING),
+            Feature::Invpcid => self.secondary.contains(SecondaryControls::ENABLE_INVPCID),
+            Feature::Xsaves => self.secondary.contains(SecondaryControls::ENABLE_XSAVES),
         }
     }
 
@@ -323,16 +333,16 @@ impl Controls {
     /// The processor has no CR8 exits to stand in for the TPR shadow.
     pub fn without_pages(mut self, capabilities: &Capabilities) -> Result<Self, MissingControl> {
         adjust(Group::Primary, PRIMARY_CR8_EXITING.bits(), 0, capabilities)?;
-        self.primary.remove(Primary::USE_TPR_SHADOW | Primary::USE_MSR_BITMAPS);
+        self.primary.remove(PrimaryControls::USE_TPR_SHADOW | PrimaryControls::USE_MSR_BITMAPS);
         self.primary.insert(PRIMARY_CR8_EXITING);
-        self.secondary.remove(Secondary::VIRTUALIZE_APIC_ACCESSES);
+        self.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
         Ok(self)
     }
 
     /// The VM-entry controls for a vCPU that is (or is not) in long mode (EFER.LMA).
     #[must_use]
     pub const fn entry_for(&self, long_mode: bool) -> u32 {
-        if long_mode { self.entry.bits() | Entry::IA32E_MODE_GUEST.bits() } else { self.entry.bits() }
+        if long_mode { self.entry.bits() | EntryControls::IA32E_MODE_GUEST.bits() } else { self.entry.bits() }
     }
 
     /// Writes all control fields, the exception bitmap included, into the current VMCS, and zeroes those that
@@ -342,7 +352,7 @@ impl Controls {
     pub fn write(&self, vmcs: &CurrentVmcs, long_mode: bool) {
         vmcs.write(fields::PIN_CONTROLS, self.pin.bits());
         vmcs.write(fields::PRIMARY_CONTROLS, self.primary.bits());
-        if self.primary.contains(Primary::ACTIVATE_SECONDARY_CONTROLS) {
+        if self.primary.contains(PrimaryControls::ACTIVATE_SECONDARY_CONTROLS) {
             vmcs.write(fields::SECONDARY_CONTROLS, self.secondary.bits());
         }
         vmcs.write(fields::EXIT_CONTROLS, self.exit.bits());
@@ -392,7 +402,7 @@ mod tests {
         for present in [Feature::TprShadow, Feature::MsrBitmaps, Feature::VirtualizeApicAccesses] {
             assert!(controls.has(present), "{present:?}");
         }
-        assert!(controls.exit.contains(Exit::HOST_ADDRESS_SPACE_SIZE));
+        assert!(controls.exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE));
         // default1 bits are forced.
         assert_eq!(controls.pin.bits() & 0x16, 0x16);
         assert_eq!(controls.exit.bits() & 0x3_6dff, 0x3_6dff);
@@ -421,7 +431,11 @@ mod tests {
     fn ept_and_unrestricted_guest_are_never_on() {
         for table in [penryn(), broadwell(), skylake()] {
             let controls = choose(&table).unwrap();
-            assert!(!controls.secondary.intersects(Secondary::ENABLE_EPT | Secondary::UNRESTRICTED_GUEST));
+            assert!(
+                !controls
+                    .secondary
+                    .intersects(SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST)
+            );
         }
     }
 
@@ -444,7 +458,7 @@ mod tests {
         let table = broadwell().with(msr::VMX_TRUE_EXIT_CTLS, 0x005f_ffff_0003_6dfb);
         let controls = choose(&table).unwrap();
         assert!(!controls.has(Feature::EferSwitch));
-        assert!(!controls.entry.contains(Entry::LOAD_EFER));
+        assert!(!controls.entry.contains(EntryControls::LOAD_EFER));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use core::arch::{asm, global_asm};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::AtomicU8;
 
+use super::mitigation::Mitigations;
 use super::vmcs::{CurrentVmcs, InstructionError, VmxError, last_error};
 
 /// The guest's general registers, in the order of their encoding in instructions and exit qualifications.
@@ -103,15 +104,6 @@ impl GuestRegisters {
         self.rax = value & 0xffff_ffff;
         self.rdx = value >> 32;
     }
-}
-
-/// What is done at the boundary against speculation; chosen from CPUID and IA32_ARCH_CAPABILITIES.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Mitigations {
-    /// VERW before entry (MDS, TAA, MMIO stale data; MD_CLEAR is enumerated).
-    pub clear_buffers_on_entry: bool,
-    /// Fill the return stack buffer after exit (processors without enhanced IBRS).
-    pub fill_return_stack_on_exit: bool,
 }
 
 const CLEAR_BUFFERS: u8 = 1;
@@ -238,6 +230,30 @@ pub fn in_entry_window(rip: u64) -> bool {
     let start = umbra_vmx_window_start as *const () as u64;
     let end = umbra_vmx_window_end as *const () as u64;
     (start..end).contains(&rip)
+}
+
+/// Ends the blocking of NMIs that an exit caused by an NMI leaves behind (SDM Vol. 3, Section 28.3.5 "Updating
+/// Non-Register State"): IRET is what ends it. To be called after each such exit, once the NMI is accounted for.
+#[inline]
+pub fn unblock_nmis() {
+    // SAFETY: IRETQ to the next instruction, with the flags, stack and segments as they are.
+    unsafe {
+        asm!(
+            "mov {stack}, rsp",
+            "mov {scratch:e}, ss",
+            "push {scratch}",
+            "push {stack}",
+            "pushfq",
+            "mov {scratch:e}, cs",
+            "push {scratch}",
+            "lea {scratch}, [rip + 22f]",
+            "push {scratch}",
+            "iretq",
+            "22:",
+            stack = out(reg) _,
+            scratch = out(reg) _,
+        );
+    }
 }
 
 /// CR2 of this core: the guest's, while its vCPU is loaded.

@@ -344,7 +344,9 @@ impl GuestState {
     pub fn read(vmcs: &CurrentVmcs, controls: &Controls) -> Self {
         let efer = if controls.has(Feature::EferSwitch) {
             vmcs.read(fields::GUEST_EFER)
-        } else if vmcs.read(fields::ENTRY_CONTROLS) & super::controls::Entry::IA32E_MODE_GUEST.bits() != 0 {
+        } else if vmcs.read(fields::ENTRY_CONTROLS) & super::controls::EntryControls::IA32E_MODE_GUEST.bits()
+            != 0
+        {
             EFER_LME | EFER_LMA | EFER_NXE
         } else {
             EFER_NXE
