@@ -7,8 +7,8 @@ pub mod apic;
 pub mod boot;
 pub mod cores;
 pub mod cpu;
-pub mod frames;
 pub mod framebuffer;
+pub mod frames;
 pub mod heap;
 pub mod image;
 pub mod interrupts;
@@ -26,10 +26,10 @@ pub mod tables;
 pub mod time;
 pub mod trampoline;
 
+pub use self::panic::panic;
 pub use boot::Host;
 pub use cores::{PerCore, this_core};
 pub use frames::{DirectMap, direct};
-pub use self::panic::panic;
 
 /// Where host physical address 0 is mapped, read-write and no-execute. The bootloader maps it there
 /// (`Mapping::FixedAddress`), and our own tables do again.

@@ -20,6 +20,8 @@ pub fn start(info: &'static mut BootInfo) -> ! {
 /// What the boot core does once the machine is up.
 fn run(host: &'static host::Host) -> ! {
     log::info!("payload: {} bytes", host.payload.len());
-    host::cores::run_on_others(|core| log::info!("core {} (APIC id {}) has nothing to do", core.index(), core.apic_id()));
+    host::cores::run_on_others(|core| {
+        log::info!("core {} (APIC id {}) has nothing to do", core.index(), core.apic_id())
+    });
     host::power::halt()
 }

@@ -212,7 +212,7 @@ pub fn calibrate_timer() -> u64 {
 /// counter holds end early). Replaces the time set before.
 #[inline]
 pub fn arm_timer(ns: u64) {
-    let ticks = u128::from(ns) * u128::from(TIMER_PER_NS.load(Ordering::Relaxed)) >> 32;
+    let ticks = (u128::from(ns) * u128::from(TIMER_PER_NS.load(Ordering::Relaxed))) >> 32;
     write(Register::LvtTimer, u32::from(TIMER_VECTOR));
     write(Register::TimerInitial, ticks.clamp(1, u32::MAX as u128) as u32);
 }

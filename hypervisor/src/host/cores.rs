@@ -36,6 +36,8 @@ pub struct PerCore {
     smt_core: AtomicU32,
     nmis: AtomicU64,
     interrupts: AtomicU64,
+    /// The time stamp counter when the core came to our code.
+    started_tsc: AtomicU64,
     /// For the scheduler: what it keeps per core. The host code does not look at it.
     pub data: AtomicPtr<()>,
     tables: UnsafeCell<CoreTables>,
@@ -59,6 +61,7 @@ impl PerCore {
             smt_core: AtomicU32::new(0),
             nmis: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
+            started_tsc: AtomicU64::new(0),
             data: AtomicPtr::new(core::ptr::null_mut()),
             tables: UnsafeCell::new(CoreTables::new()),
         }
@@ -118,7 +121,8 @@ impl PerCore {
     }
 }
 
-/// Bits of the APIC id that number a core's hyperthreads (CPUID leaf 0Bh, else leaf 1 and 4).
+/// Bits of the APIC id that number a core's hyperthreads (CPUID leaf 0Bh; processors without it that have VMX have
+/// no hyperthreads).
 fn smt_shift() -> u32 {
     let cpuid = raw_cpuid::CpuId::new();
     if let Some(mut levels) = cpuid.get_extended_topology_info()
@@ -193,6 +197,11 @@ pub fn kick(core: &PerCore) {
 // Sleep until an interrupt or a kick. STI takes effect after the next instruction, so no interrupt is lost between
 // it and HLT; an NMI could be, and its handler moves a return address inside the window to the end.
 global_asm!(
+    // Visible beyond this object file: the compiler may put the users of the labels into another.
+    ".irp label, umbra_idle, umbra_idle_check, umbra_idle_end",
+    ".globl \\label",
+    ".hidden \\label",
+    ".endr",
     ".pushsection .text.umbra_idle, \"ax\"",
     ".balign 16",
     "umbra_idle:",
@@ -232,7 +241,8 @@ pub fn idle() {
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
 /// Whether the machine is ending, and every core but one shall halt.
-pub(super) fn is_stopping() -> bool {
+#[must_use]
+pub fn is_stopping() -> bool {
     STOPPING.load(Ordering::Acquire)
 }
 
@@ -285,8 +295,14 @@ pub fn start_others(apic_ids: &[u32], trampoline: &Trampoline) -> usize {
         // SAFETY: the core does not run yet, and its stacks are mapped.
         unsafe { tables::set_handler_stacks(core, HandlerStacks::Guarded) };
         trampoline.aim(stacks::top(index, stacks::Use::Main), core, core_main);
+        let before = time::tsc();
         if start(core, trampoline.page()) {
             COUNT.store(index + 1, Ordering::Release);
+            if !(before..=time::tsc()).contains(&core.started_tsc.load(Ordering::Relaxed)) {
+                log::warn!(
+                    "the time stamp counter of core {index} differs from the boot core's: guests' clocks may jump"
+                );
+            }
         } else {
             // Keeps a late core from taking the next one's block: it waits for a startup IPI again.
             apic::send_init(id);
@@ -320,6 +336,7 @@ extern "C" fn core_main(core: &'static PerCore) -> ! {
     // SAFETY: once, by this core; its handler stacks were set before it was started.
     unsafe { tables::load(core) };
     apic::enable();
+    core.started_tsc.store(time::tsc(), Ordering::Relaxed);
     core.state.store(ONLINE, Ordering::Release);
     loop {
         let work = WORK.load(Ordering::Acquire);

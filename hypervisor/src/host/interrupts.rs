@@ -48,6 +48,11 @@ const STUB_BYTES: u64 = 16;
 // get a zero in its place. The stack is 16-byte aligned at the call: the processor aligns it and pushes 5 words,
 // then come 2 + 15.
 global_asm!(
+    // Visible beyond this object file: the compiler may put the users of the labels into another.
+    ".irp label, umbra_stubs",
+    ".globl \\label",
+    ".hidden \\label",
+    ".endr",
     ".pushsection .text.umbra_stubs, \"ax\"",
     ".balign 16",
     "umbra_stubs:",
@@ -177,6 +182,16 @@ fn interrupt(vector: u8) {
         cores::this_core().count_interrupt();
         apic::eoi();
     }
+}
+
+/// What a VM exit for an NMI calls: does as the handler does, then lets further NMIs in.
+#[inline]
+pub fn nmi_exit() {
+    if cores::is_stopping() {
+        power::halt();
+    }
+    cores::this_core().kick.store(1, Ordering::Relaxed);
+    unblock_nmis();
 }
 
 /// Ends the blocking of NMIs on this core, as an IRET does: to be called when an NMI ended a guest's run (a VM exit

@@ -5,10 +5,14 @@ use x86_64::instructions::port::Port;
 use super::port::IoPort;
 use super::time::tsc;
 
-// SAFETY: the first 8259, ours alone.
-const PIC1: [IoPort; 2] = unsafe { [IoPort::new(0x20), IoPort::new(0x21)] };
-// SAFETY: the second 8259, ours alone.
-const PIC2: [IoPort; 2] = unsafe { [IoPort::new(0xa0), IoPort::new(0xa1)] };
+// SAFETY: the first 8259's command register, ours alone.
+const PIC1_COMMAND: IoPort = unsafe { IoPort::new(0x20) };
+// SAFETY: the first 8259's data register, ours alone.
+const PIC1_DATA: IoPort = unsafe { IoPort::new(0x21) };
+// SAFETY: the second 8259's command register, ours alone.
+const PIC2_COMMAND: IoPort = unsafe { IoPort::new(0xa0) };
+// SAFETY: the second 8259's data register, ours alone.
+const PIC2_DATA: IoPort = unsafe { IoPort::new(0xa1) };
 // SAFETY: the 8254's channel 0, ours alone.
 const PIT_0: IoPort = unsafe { IoPort::new(0x40) };
 // SAFETY: the 8254's channel 2, ours alone.
@@ -29,12 +33,14 @@ pub const PIC_VECTORS: u8 = 0x20;
 
 /// Initialises both 8259s, so that their spurious vectors are known, and masks all their inputs.
 pub fn mask_pics() {
-    for (pic, vectors, wiring) in [(PIC1, PIC_VECTORS, 1 << 2), (PIC2, PIC_VECTORS + 8, 2)] {
-        pic[0].write(0x11);
-        pic[1].write(vectors);
-        pic[1].write(wiring);
-        pic[1].write(0x01);
-        pic[1].write(0xff);
+    let pics =
+        [(PIC1_COMMAND, PIC1_DATA, PIC_VECTORS, 1 << 2), (PIC2_COMMAND, PIC2_DATA, PIC_VECTORS + 8, 2)];
+    for (command, data, vectors, wiring) in pics {
+        command.write(0x11);
+        data.write(vectors);
+        data.write(wiring);
+        data.write(0x01);
+        data.write(0xff);
     }
 }
 

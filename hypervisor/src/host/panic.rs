@@ -67,6 +67,11 @@ pub(super) fn exception(frame: &TrapFrame, name: &str) -> ! {
     let cr2 = x86_64::registers::control::Cr2::read_raw();
     let core = cores::this_core().index();
     raw(format_args!("umbra: error: {name} in the hypervisor on core {core}, error code {:#x}", frame.error));
+    if frame.vector == PAGE_FAULT {
+        let access = access(frame.error);
+        let null = if cr2 < 4096 { ": a null pointer" } else { "" };
+        raw(format_args!("umbra: error: {access} at {cr2:#x}{null}"));
+    }
     if matches!(frame.vector, PAGE_FAULT | DOUBLE_FAULT)
         && let Some(Place::Guard(core, purpose)) = stacks::locate(cr2)
     {
@@ -82,8 +87,23 @@ pub(super) fn exception(frame: &TrapFrame, name: &str) -> ! {
     raw(format_args!("  r8  {:#018x} r9  {:#018x} r10 {:#018x}", frame.r8, frame.r9, frame.r10));
     raw(format_args!("  r11 {:#018x} r12 {:#018x} r13 {:#018x}", frame.r11, frame.r12, frame.r13));
     raw(format_args!("  r14 {:#018x} r15 {:#018x}", frame.r14, frame.r15));
-    backtrace(Some(frame.rip), frame.rbp);
+    // After a jump into nowhere, the caller is on the top of the stack.
+    let caller = (!image::is_text(frame.rip) && frame.rsp & 7 == 0 && is_on_stack(frame.rsp))
+        // SAFETY: aligned, and on a stack.
+        .then(|| unsafe { (frame.rsp as *const u64).read() });
+    backtrace(caller.or(Some(frame.rip)), frame.rbp);
     power::exit(EXIT_CODE)
+}
+
+/// What a page fault's error code says (SDM Vol. 3, "Page-Fault Exceptions").
+const fn access(error: u64) -> &'static str {
+    match (error & 1 != 0, error & 2 != 0, error & 16 != 0) {
+        (_, _, true) => "execution of what is no code",
+        (true, true, _) => "a write to read-only memory",
+        (false, true, _) => "a write to unmapped memory",
+        (true, false, _) => "a read that its mapping forbids (a reserved bit?)",
+        (false, false, _) => "a read of unmapped memory",
+    }
 }
 
 /// Prints the return addresses from `frame` up, each as a link address that xtask turns into a name.
@@ -99,10 +119,8 @@ fn backtrace(first: Option<u64>, mut frame: u64) {
         if frame & 7 != 0 || !is_on_stack(frame) || !is_on_stack(frame + 8) {
             return;
         }
-        // SAFETY: aligned, and on a stack.
-        let next = unsafe { (frame as *const u64).read() };
-        // SAFETY: as above.
-        let address = unsafe { (frame as *const u64).add(1).read() };
+        // SAFETY: aligned, and two words on a stack.
+        let [next, address] = unsafe { (frame as *const [u64; 2]).read() };
         if !image::is_text(address) || address == 0 {
             return;
         }

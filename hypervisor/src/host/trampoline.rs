@@ -11,6 +11,13 @@ use super::frames::direct;
 // From a startup IPI to long mode in one step: with EFER.LME set, CR0.PE and CR0.PG may be set at once (SDM Vol. 3,
 // "Initializing IA-32e Mode"). The code segment has its accessed bit set already, for the page is read-only.
 global_asm!(
+    // Visible beyond this object file: the compiler may put the users of the labels into another.
+    ".irp label, umbra_trampoline, umbra_trampoline_long, umbra_trampoline_gdt, umbra_trampoline_gdt_address, \
+     umbra_trampoline_far, umbra_trampoline_cr3, umbra_trampoline_stack, umbra_trampoline_core, \
+     umbra_trampoline_main, umbra_trampoline_end",
+    ".globl \\label",
+    ".hidden \\label",
+    ".endr",
     ".pushsection .rodata.umbra_trampoline, \"a\"",
     ".balign 16",
     ".code16",
