@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use xtask::manifest::Problems;
 
+mod bench;
 mod check;
 mod run;
 mod test;
@@ -26,6 +27,8 @@ enum Command {
     Test(test::Arguments),
     /// Write a disk image for a USB stick, for BIOS and UEFI
     Image(write_image::Arguments),
+    /// Measure what operations cost, in exact ticks
+    Bench(bench::Arguments),
     /// Check formatting, lints, documentation, unsafe code and licences
     Check,
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Image(arguments) => write_image::write(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Check => check::check(),
     };
     result.unwrap_or_else(|error| {

@@ -1,0 +1,180 @@
+//! `cargo xtask bench`: what operations cost, in exact ticks of Bochs.
+//!
+//! A tick is an instruction, not a cycle: the number of exits stands beside the ticks.
+
+mod linux;
+mod micro;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Result, bail};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use xtask::{
+    emulator::{End, Machine, Outcome},
+    hypervisor,
+    packages::{self, Need},
+    progress::stage,
+};
+
+/// A CPUID exit may cost this many ticks.
+const CPUID_TICKS_MAX: f64 = 150.0;
+/// Linux may take this many times as long as natively.
+const LINUX_RATIO_MAX: f64 = 1.25;
+
+/// The command's arguments.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How to print the figures
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Leave out Debian's kernel, which takes a minute
+    #[arg(long)]
+    no_linux: bool,
+}
+
+/// A table to read or one to compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// Columns, with native and KVM's figures beside ours
+    #[default]
+    Table,
+    /// op,ticks,exits
+    Csv,
+}
+
+/// One operation.
+struct Row {
+    op: String,
+    /// Ticks each.
+    ticks: f64,
+    /// Exits each, where the hypervisor counts them.
+    exits: Option<f64>,
+    /// Ticks without a hypervisor.
+    native: Option<f64>,
+    /// Ticks under KVM's shadow MMU.
+    kvm: Option<f64>,
+}
+
+/// Measures and prints; fails where a figure misses its target.
+pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
+    packages::ensure(&[Need::Bochs])?;
+    let umbra = stage("building the hypervisor", hypervisor::build)?;
+    let mut rows = Vec::new();
+    let mut complete = true;
+    let mut take = |what: &str, result: Result<Vec<Row>>| match result {
+        Ok(more) => rows.extend(more),
+        Err(error) => {
+            eprintln!("error: {what}: {error:#}");
+            complete = false;
+        }
+    };
+    take("single operations", stage("timing single operations", || micro::measure(&umbra)));
+    if !arguments.no_linux {
+        take("Linux", stage("timing Linux, natively and as a guest", || linux::measure(&umbra)));
+    }
+    match arguments.format {
+        Format::Csv => print_csv(&rows),
+        Format::Table => print_table(&rows),
+    }
+    let missed = missed(&rows);
+    for text in &missed {
+        eprintln!("missed: {text}");
+    }
+    Ok(if complete && missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Boots and insists on an end of its own.
+fn run(machine: &Machine, timeout: Duration) -> Result<Outcome> {
+    let outcome = machine.run(timeout)?;
+    if outcome.end == End::TimedOut {
+        bail!("still running after {} s; its output:\n{}", timeout.as_secs(), outcome.output);
+    }
+    Ok(outcome)
+}
+
+/// N of the line in which the hypervisor sums up a guest: `... ended ...: ..., N exits`.
+fn exits_of(output: &str) -> Option<f64> {
+    output.lines().filter(|line| line.starts_with("umbra: ")).find_map(|line| {
+        let words: Vec<&str> = line.split([' ', ',', '=']).filter(|word| !word.is_empty()).collect();
+        words.windows(2).find(|pair| pair[1] == "exits").and_then(|pair| pair[0].parse().ok())
+    })
+}
+
+fn missed(rows: &[Row]) -> Vec<String> {
+    let row = |op: &str| rows.iter().find(|row| row.op == op);
+    let mut missed = Vec::new();
+    if let Some(cpuid) = row("cpuid_leaf0").filter(|row| row.ticks > CPUID_TICKS_MAX) {
+        missed
+            .push(format!("a CPUID exit costs {:.0} ticks, the target is {CPUID_TICKS_MAX:.0}", cpuid.ticks));
+    }
+    if let Some((linux, native)) = row("linux_entry_to_init").and_then(|row| Some((row.ticks, row.native?)))
+        && linux > native * LINUX_RATIO_MAX
+    {
+        missed.push(format!(
+            "Linux takes {:.2} x its native time, the target is {LINUX_RATIO_MAX}",
+            linux / native
+        ));
+    }
+    missed
+}
+
+fn print_csv(rows: &[Row]) {
+    println!("op,ticks,exits");
+    for row in rows {
+        println!(
+            "{},{:.1},{}",
+            row.op,
+            row.ticks,
+            row.exits.map_or_else(String::new, |exits| format!("{exits:.2}"))
+        );
+    }
+}
+
+fn print_table(rows: &[Row]) {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header([
+        "operation",
+        "ticks",
+        "exits",
+        "native",
+        "KVM shadow",
+        "x native",
+    ]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let cell = |value: Option<f64>, digits: usize| {
+        value.map_or_else(String::new, |value| format!("{value:.digits$}"))
+    };
+    for row in rows {
+        table.add_row([
+            row.op.clone(),
+            cell(Some(row.ticks), 1),
+            cell(row.exits, 2),
+            cell(row.native, 1),
+            cell(row.kvm, 1),
+            cell(row.native.map(|native| row.ticks / native), 2),
+        ]);
+    }
+    println!("{table}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_judged() {
+        let row = |op: &str, ticks, native| Row { op: op.into(), ticks, exits: None, native, kvm: None };
+        let good = [row("cpuid_leaf0", 149.0, None), row("linux_entry_to_init", 1.2e9, Some(1e9))];
+        assert!(missed(&good).is_empty());
+        let bad = [row("cpuid_leaf0", 151.0, None), row("linux_entry_to_init", 1.3e9, Some(1e9))];
+        assert_eq!(missed(&bad).len(), 2);
+    }
+
+    #[test]
+    fn exits_are_found_in_the_summary() {
+        assert_eq!(exits_of("[g] 5 exits\numbra: guest g ended: power-off, 1234 exits\n"), Some(1234.0));
+        assert_eq!(exits_of("umbra: exit 0\n"), None);
+    }
+}
