@@ -338,7 +338,7 @@ impl MsrState {
             i::MCG_STATUS => self.mcg_status,
             i::FEATURE_CONTROL => FEATURE_CONTROL_VALUE,
             i::BIOS_SIGN_ID => u64::from(self.model.microcode_revision) << 32,
-            i::PLATFORM_INFO => u64::from(self.model.tsc_khz / 100_000 & 0xff) << 8,
+            i::PLATFORM_INFO => u64::from((self.model.tsc_khz / 100_000) & 0xff) << 8,
             i::XSS if self.model.xsaves => self.xss,
             i::SPEC_CTRL if self.model.speculation_control => self.speculation_control,
             i::ARCH_CAPABILITIES => match self.model.arch_capabilities {
