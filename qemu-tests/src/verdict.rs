@@ -1,0 +1,86 @@
+//! What a machine said, and whether that is what was expected.
+
+use anyhow::{Result, ensure};
+use xtask::emulator::{End, Outcome};
+
+/// How much of the output a failure shows.
+const LINES_SHOWN: usize = 40;
+
+/// A finished run, to be asked.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// All there is.
+    pub outcome: Outcome,
+}
+
+impl Verdict {
+    /// Takes over a finished run.
+    #[must_use]
+    pub fn new(outcome: Outcome) -> Self {
+        Self { outcome }
+    }
+
+    /// Every guest ended as expected: `umbra: exit 0`.
+    pub fn success(&self) -> Result<&Self> {
+        self.exit(0)
+    }
+
+    /// The run ended with this verdict.
+    pub fn exit(&self, code: u8) -> Result<&Self> {
+        let end = self.outcome.end;
+        ensure!(end == End::Verdict(code), "the run ended with {end:?}, not {code}; {}", self.tail());
+        Ok(self)
+    }
+
+    /// This text was printed somewhere.
+    pub fn says(&self, text: &str) -> Result<&Self> {
+        ensure!(self.outcome.output.contains(text), "nobody said `{text}`; {}", self.tail());
+        Ok(self)
+    }
+
+    /// This text was not printed.
+    pub fn never_says(&self, text: &str) -> Result<&Self> {
+        let line = self.outcome.output.lines().find(|line| line.contains(text));
+        ensure!(line.is_none(), "somebody said `{}`; {}", line.unwrap_or_default(), self.tail());
+        Ok(self)
+    }
+
+    /// A guest printed a line that holds this text.
+    pub fn guest_says(&self, guest: &str, text: &str) -> Result<&Self> {
+        ensure!(self.count(guest, text) > 0, "guest {guest} never said `{text}`; {}", self.tail());
+        Ok(self)
+    }
+
+    /// A guest printed that many lines that hold this text.
+    pub fn guest_says_times(&self, guest: &str, text: &str, times: usize) -> Result<&Self> {
+        let count = self.count(guest, text);
+        ensure!(count == times, "guest {guest} said `{text}` {count} times, not {times}; {}", self.tail());
+        Ok(self)
+    }
+
+    /// A guest ended for a reason that begins so.
+    pub fn guest_ended(&self, guest: &str, reason: &str) -> Result<&Self> {
+        let line = format!("umbra: guest {guest} ended: {reason}");
+        let found = self.outcome.output.lines().any(|printed| printed.starts_with(&line));
+        ensure!(found, "there is no line `{line}`; {}", self.tail());
+        Ok(self)
+    }
+
+    /// A guest's lines, without its name.
+    pub fn lines_of(&self, guest: &str) -> Vec<&str> {
+        let prefix = format!("[{guest}] ");
+        self.outcome.output.lines().filter_map(|line| line.strip_prefix(prefix.as_str())).collect()
+    }
+
+    fn count(&self, guest: &str, text: &str) -> usize {
+        self.lines_of(guest).iter().filter(|line| line.contains(text)).count()
+    }
+
+    fn tail(&self) -> String {
+        let lines: Vec<&str> = self.outcome.output.lines().collect();
+        let last = lines[lines.len().saturating_sub(LINES_SHOWN)..].join("\n");
+        let log: Vec<&str> = self.outcome.emulator_log.lines().collect();
+        let log = log[log.len().saturating_sub(8)..].join("\n");
+        format!("the last output:\n{last}\nthe emulator's last words:\n{log}")
+    }
+}

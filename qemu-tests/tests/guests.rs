@@ -1,0 +1,59 @@
+//! Each small guest by itself: what it says and how it ends.
+
+use std::process::ExitCode;
+
+use qemu_tests::{Boot, SMALL_TIMEOUT, test};
+use xtask::payload::OWN_GUESTS;
+
+/// What each guest says when all is well. `spin` never ends: see isolation.rs.
+const SAID: &[(&str, &[&str])] = &[
+    ("hello", &["hello on COM1", "hello on 0xE9"]),
+    ("cpuid-bench", &["B cpuid_leaf0 n=1000 ticks="]),
+    ("triple-fault", &["triple fault next"]),
+    ("paging", &["paging: checksum 2648df4df0a8b800", "RSVD fault: ok", "paging done: 0 bad"]),
+    (
+        "memory",
+        &[
+            "memory round 0 checksum 7fa371d6d903e8f9",
+            "memory round 1 checksum 189141fe684b082b",
+            "memory done",
+        ],
+    ),
+    ("faults", &["#DB step over CPUID: 1 of vector 1 error 0x0: ok", "faults done: 0 bad"]),
+    ("timer", &["timer: 10 PIT ticks", "timer: 10 APIC ticks"]),
+    (
+        "multiboot32",
+        &[
+            "stage 0: 32-bit, paging off",
+            "stage 1: two-level paging",
+            "stage 2: PAE",
+            "stage 3: compatibility mode",
+            "stage 4: long mode, magic 0x2badb002",
+            "multiboot done",
+        ],
+    ),
+    ("bench", &["GUEST start hv=1", "B cpuid_leaf0 n=1000 ticks=", "GUEST done tsc="]),
+];
+
+fn run(name: &'static str, said: &'static [&'static str]) -> anyhow::Result<()> {
+    let manifest = format!("[[guest]]\nname = \"{name}\"\nkernel = \"guest:{name}\"\n");
+    let verdict = Boot::small(&manifest).run(SMALL_TIMEOUT)?;
+    for text in said {
+        verdict.guest_says(name, text)?;
+    }
+    verdict.guest_says_times(name, "BAD", 0)?;
+    verdict.guest_ended(name, if name == "triple-fault" { "crash: " } else { "exit 0" })?;
+    verdict.success()?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let mut tests: Vec<_> = SAID.iter().map(|&(name, said)| test(name, move || run(name, said))).collect();
+    tests.push(test("every_guest_is_tested", || {
+        for own in OWN_GUESTS.iter().filter(|own| own.name != "spin") {
+            anyhow::ensure!(SAID.iter().any(|(name, _)| *name == own.name), "{} is not", own.name);
+        }
+        Ok(())
+    }));
+    qemu_tests::main(tests)
+}

@@ -1,0 +1,86 @@
+//! Two Debian guests side by side: to a shell that answers, and through their script.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use qemu_tests::{Boot, Verdict, test};
+use xtask::emulator::Running;
+
+const TWO: &str = r#"
+[[guest]]
+name = "first"
+kernel = "debian"
+initrd = "debian"
+memory = "256M"
+
+[[guest]]
+name = "second"
+kernel = "debian"
+initrd = "debian"
+memory = "256M"
+"#;
+
+/// Wall time to both shells on a slow machine; the goal on two free cores is three minutes.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// Wall time for an answer at a prompt, and for powering off.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The console's escape and a guest's number, from 1: what is typed from here on is that guest's.
+fn focus(running: &mut Running, number: u8) -> Result<()> {
+    running.send(&[1, b'0' + number])
+}
+
+/// Types a line at a guest's prompt and waits for the answer on a line of its own.
+fn ask(running: &mut Running, guest: &str, command: &str, answer: &str) -> Result<()> {
+    running.wait_for(&format!("{guest}:~# "), ANSWER_TIMEOUT)?;
+    running.send(format!("{command}\n").as_bytes())?;
+    running.wait_for(&format!("[{guest}] {answer}\n"), ANSWER_TIMEOUT)?;
+    Ok(())
+}
+
+fn both_answer_at_their_prompts() -> Result<()> {
+    let mut running = Boot::large(TWO).typed().start()?;
+    for guest in ["first", "second"] {
+        // In any order: each is searched for from the beginning.
+        running.wait_from(0, &format!("[{guest}] {guest}:~# "), BOOT_TIMEOUT).context("no prompt")?;
+    }
+    for (number, guest) in [(1, "first"), (2, "second")] {
+        focus(&mut running, number)?;
+        // An empty line brings a new prompt behind everything that was printed before.
+        running.send(b"\n")?;
+        ask(&mut running, guest, "echo $((6*7))", "42")?;
+        ask(&mut running, guest, "hostname", guest)?;
+    }
+    for number in [1, 2] {
+        focus(&mut running, number)?;
+        running.send(b"exit\n")?;
+    }
+    let verdict = Verdict::new(running.finish(ANSWER_TIMEOUT)?);
+    verdict.guest_ended("first", "power-off")?.guest_ended("second", "power-off")?.success()?;
+    Ok(())
+}
+
+fn both_run_their_script_and_power_off() -> Result<()> {
+    let verdict = Boot::large(TWO).run(BOOT_TIMEOUT)?;
+    for guest in ["first", "second"] {
+        verdict
+            .guest_says(guest, "umbra-init: first line")?
+            .guest_says(guest, &format!("Linux {guest} "))?
+            .guest_says(guest, "6 * 7 = 42")?
+            .guest_says_times(guest, "umbra-init: script done", 1)?
+            .guest_ended(guest, "power-off")?;
+    }
+    verdict.never_says("Kernel panic")?.never_says("BUG:")?.success()?;
+    let sum = |guest| {
+        verdict.lines_of(guest).into_iter().find(|line| line.ends_with("/bin/busybox")).map(str::to_owned)
+    };
+    anyhow::ensure!(sum("first").is_some() && sum("first") == sum("second"), "the checksums differ");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    qemu_tests::main(vec![
+        test("both_answer_at_their_prompts", both_answer_at_their_prompts),
+        test("both_run_their_script_and_power_off", both_run_their_script_and_power_off),
+    ])
+}

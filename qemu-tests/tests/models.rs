@@ -1,0 +1,39 @@
+//! Every 64-bit processor model with VMX that Bochs has, with what each of them lacks.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use qemu_tests::{Boot, SMALL_TIMEOUT, test};
+use xtask::emulator::VMX_MODELS;
+
+const GUESTS: &str = "
+    [[guest]]
+    name = \"hello\"
+    kernel = \"guest:hello\"
+    [[guest]]
+    name = \"faults\"
+    kernel = \"guest:faults\"
+    [[guest]]
+    name = \"paging\"
+    kernel = \"guest:paging\"
+    [[guest]]
+    name = \"modes\"
+    kernel = \"guest:multiboot32\"
+";
+
+fn run(model: &'static str) -> Result<()> {
+    Boot::small(GUESTS)
+        .cpu(model)
+        .cores(2)
+        .run(SMALL_TIMEOUT)?
+        .guest_says("hello", "hello on COM1")?
+        .guest_says("faults", "faults done: 0 bad")?
+        .guest_says("paging", "paging done: 0 bad")?
+        .guest_says("modes", "multiboot done")?
+        .success()?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    qemu_tests::main(VMX_MODELS.iter().map(|&model| test(model, move || run(model))).collect())
+}
