@@ -136,7 +136,7 @@ pub fn table(base: Gpa, vcpus: u32) -> Vec<u8> {
     add(Bus { kind: BUS, id: ISA_BUS, name: *b"ISA   " }.as_bytes());
     let ioapic = ioapic_id(vcpus);
     let address = (IOAPIC.0 as u32).into();
-    add(IoApic { kind: IO_APIC, id: ioapic, version: 0x11, flags: 1, address }.as_bytes());
+    add(IoApic { kind: IO_APIC, id: ioapic, version: 0x20, flags: 1, address }.as_bytes());
     for irq in (0..ISA_IRQS).filter(|&irq| irq != CASCADE_IRQ) {
         let interrupt = Interrupt {
             kind: IO_INTERRUPT,
