@@ -18,7 +18,7 @@ use core::arch::{asm, global_asm};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::AtomicU8;
 
-use super::mitigation::Mitigations;
+pub use super::mitigation::Mitigations;
 use super::vmcs::{CurrentVmcs, InstructionError, VmxError, last_error};
 
 /// The guest's general registers, in the order of their encoding in instructions and exit qualifications.
