@@ -71,17 +71,12 @@ static HANDOVER: Mutex<Option<Handover>> = Mutex::new(None);
 /// Once, as the first thing, with what the bootloader gave, configured as boot/ does.
 pub unsafe fn bring_up(info: &'static mut BootInfo, next: fn(&'static Host) -> !) -> ! {
     time::mark_start();
-    sinks::init();
+    sinks::init(info.framebuffer.take());
     image::set_base(info.kernel_image_offset);
     panic::set_early_stack(info.kernel_stack_bottom, info.kernel_stack_bottom + info.kernel_stack_len);
     tables::build_idt();
     // SAFETY: once, on the boot core.
     unsafe { cores::adopt_boot_core() };
-    if info.framebuffer.take().is_some_and(framebuffer::init)
-        && let Some((width, height)) = framebuffer::size()
-    {
-        log::info!("screen: {width} x {height} pixels");
-    }
     report_processor();
 
     let rsdp = info.rsdp_addr.into_option();

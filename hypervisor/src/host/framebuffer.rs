@@ -10,10 +10,10 @@ use spin::Mutex;
 
 const HEIGHT: usize = RasterHeight::Size16.val();
 const WIDTH: usize = get_raster_width(FontWeight::Regular, RasterHeight::Size16);
-/// Longer lines are cut.
+/// Columns used of a wider screen.
 const COLUMNS_MAX: usize = 160;
-/// Lines that survive when the screen starts anew.
-const KEPT_LINES: usize = 16;
+/// Rows that survive when the screen starts anew.
+const KEPT_ROWS: usize = 16;
 
 type Text = heapless::Vec<u8, COLUMNS_MAX>;
 
@@ -21,7 +21,7 @@ struct Screen {
     base: *mut u8,
     info: FrameBufferInfo,
     row: usize,
-    kept: Deque<Text, KEPT_LINES>,
+    kept: Deque<Text, KEPT_ROWS>,
 }
 
 // SAFETY: the pointer is used only under the lock of `SCREEN`, and the memory belongs to the screen alone.
@@ -69,14 +69,23 @@ pub fn size() -> Option<(usize, usize)> {
     SCREEN.lock().as_ref().map(|screen| (screen.info.width, screen.info.height))
 }
 
-/// Writes one line of ASCII text; other characters show as `?`.
+/// Writes one line of ASCII text, on as many rows as it needs; other characters show as `?`.
 pub fn write_line(line: &[u8]) {
     if let Some(screen) = SCREEN.lock().as_mut() {
-        screen.line(line);
+        if line.is_empty() {
+            screen.line(line);
+        }
+        for part in line.chunks(screen.columns()) {
+            screen.line(part);
+        }
     }
 }
 
 impl Screen {
+    fn columns(&self) -> usize {
+        (self.info.width / WIDTH).min(COLUMNS_MAX)
+    }
+
     fn rows(&self) -> usize {
         self.info.height / HEIGHT
     }
@@ -98,7 +107,7 @@ impl Screen {
             self.clear();
             self.row = 0;
             let kept = core::mem::take(&mut self.kept);
-            for old in kept.iter().skip(KEPT_LINES.saturating_sub(self.rows() / 2)) {
+            for old in kept.iter().skip(KEPT_ROWS.saturating_sub(self.rows() / 2)) {
                 self.draw(old);
             }
             self.kept = kept;
@@ -111,7 +120,7 @@ impl Screen {
     }
 
     fn draw(&mut self, text: &[u8]) {
-        for (column, &byte) in text.iter().take(self.info.width / WIDTH).enumerate() {
+        for (column, &byte) in text.iter().enumerate() {
             if byte != b' ' {
                 self.glyph(column, if (0x20..0x7f).contains(&byte) { byte } else { b'?' });
             }
@@ -133,7 +142,7 @@ impl Screen {
     /// Sets the pixel at byte `offset` to `grey`; the screen was black there.
     fn pixel(&mut self, offset: usize, grey: u8) {
         let value = u32::from(grey) * 0x0101_0101;
-        // SAFETY: `init` checked the geometry; `draw` keeps rows and columns inside it.
+        // SAFETY: `init` checked the geometry; `write_line` and `line` keep columns and rows inside it.
         let pixel = unsafe { self.base.add(offset) };
         if self.info.bytes_per_pixel == 4 {
             // SAFETY: four bytes of this pixel, inside the buffer; devices want no particular alignment.

@@ -6,6 +6,7 @@
 
 use core::fmt::{self, Write};
 
+use bootloader_api::info::FrameBuffer;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use spin::Mutex;
 
@@ -71,13 +72,21 @@ pub fn raw(arguments: fmt::Arguments<'_>) {
     emit(&line);
 }
 
-/// Opens COM1 and makes this the logger. The first thing that runs.
-pub fn init() {
+/// Opens COM1 and the screen, and makes this the logger. The first thing that runs.
+pub fn init(screen: Option<FrameBuffer>) {
+    const GREETING: &str = concat!("umbra: Umbra ", env!("CARGO_PKG_VERSION"), " starts");
     let serial = serial::init();
+    // Before the screen is touched: the earliest sign of life.
+    serial::write_line(GREETING.as_bytes());
     // Fails only if there is a logger already, which is then this one.
     let _ = log::set_logger(&SINK);
     log::set_max_level(LevelFilter::Info);
-    log::info!("Umbra {} starts", env!("CARGO_PKG_VERSION"));
+    let screen = screen.is_some_and(framebuffer::init).then(framebuffer::size).flatten();
+    framebuffer::write_line(GREETING.as_bytes());
+    match screen {
+        Some((width, height)) => log::info!("screen: {width} x {height} pixels"),
+        None => log::info!("screen: none that can show text"),
+    }
     if !serial {
         log::warn!("no serial port at 0x3f8 (COM1): this log is on the screen only");
     }
