@@ -232,30 +232,6 @@ pub fn in_entry_window(rip: u64) -> bool {
     (start..end).contains(&rip)
 }
 
-/// Ends the blocking of NMIs that an exit caused by an NMI leaves behind (SDM Vol. 3, Section 28.3.5 "Updating
-/// Non-Register State"): IRET is what ends it. To be called after each such exit, once the NMI is accounted for.
-#[inline]
-pub fn unblock_nmis() {
-    // SAFETY: IRETQ to the next instruction, with the flags, stack and segments as they are.
-    unsafe {
-        asm!(
-            "mov {stack}, rsp",
-            "mov {scratch:e}, ss",
-            "push {scratch}",
-            "push {stack}",
-            "pushfq",
-            "mov {scratch:e}, cs",
-            "push {scratch}",
-            "lea {scratch}, [rip + 22f]",
-            "push {scratch}",
-            "iretq",
-            "22:",
-            stack = out(reg) _,
-            scratch = out(reg) _,
-        );
-    }
-}
-
 /// CR2 of this core: the guest's, while its vCPU is loaded.
 #[inline]
 #[must_use]
