@@ -1,1 +1,350 @@
-//! Under construction.
+//! One virtual processor: its VMCS, the state that is not in it, and the loop from entry to exit.
+
+mod control;
+mod events;
+mod exit;
+mod fault;
+mod io;
+mod mmio;
+mod msr;
+mod report;
+mod state;
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use machine::cpu::control::{self as rules, ControlState, Efer};
+use machine::cpu::cpuid::Dynamic;
+use machine::cpu::event::PendingEvent;
+use machine::cpu::exit::ExitReason;
+use machine::cpu::msr::MsrState;
+use machine::cpu::report::ExitLog;
+use machine::load::{EntryState, Mode as StartMode};
+use machine::manifest::End;
+use memory::{Event, Hpa, Owner};
+use shadow::VcpuMmu;
+
+use crate::guest::Guest;
+use crate::host::{Host, direct, frames, time};
+use crate::schedule::Core;
+use crate::vmx::controls::{Controls, Feature, PrimaryControls, SecondaryControls};
+use crate::vmx::entry::{Entry, EntryOutcome, Mitigations, write_cr2};
+use crate::vmx::fields;
+use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
+use crate::vmx::host_state::HostState;
+use crate::vmx::vmcs::{CurrentVmcs, Region, Vmcs};
+
+use state::Extended;
+
+/// Why a vCPU gave its core back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Its time slice is used up, or the core is wanted.
+    Slice,
+    /// It halted: nothing to do until this TSC value of the host's, or until it is kicked.
+    Halted(Option<u64>),
+    /// Its guest has ended.
+    Ended(End),
+}
+
+/// What an exit's handler wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Next {
+    /// Enter again.
+    Resume,
+    /// Give the core back.
+    Leave(Leave),
+}
+
+/// One virtual processor of a guest.
+pub struct Vcpu {
+    pub(crate) guest: Arc<Guest>,
+    /// Its number in the guest.
+    pub(crate) index: usize,
+    pub(crate) entry: Entry,
+    vmcs: Vmcs,
+    pub(crate) controls: Controls,
+    /// The primary controls as the VMCS holds them: the window exits come and go.
+    primary: u32,
+    pub(crate) mmu: VcpuMmu,
+    /// What the guest believes.
+    pub(crate) control: ControlState,
+    pub(crate) msrs: MsrState,
+    pub(crate) cpuid_state: Dynamic,
+    /// To be injected by the next entry.
+    pub(crate) event: Option<PendingEvent>,
+    /// An interrupt or NMI that a fault kept from delivery: comes after `event`.
+    pub(crate) postponed: Option<PendingEvent>,
+    /// An NMI waits.
+    pub(crate) nmi: bool,
+    /// Look at events and deadlines before the next entry.
+    pub(crate) attention: bool,
+    /// The host's TSC at which something is due in the guest's devices or its slice ends.
+    due_tsc: u64,
+    tsc_offset: u64,
+    pub(crate) log: ExitLog,
+    extended: Extended,
+    /// Faults in a row at one place: a guest that makes no progress is stopped (H27).
+    pub(crate) stuck: fault::Stuck,
+    vpid_base: u16,
+    loaded: bool,
+    /// Exits when the present benchmark operation began.
+    bench_start: u64,
+}
+
+/// Where guests' VPIDs start: each vCPU has [`shadow::TAGS`] of them.
+fn vpid_base(guest: &Guest, index: usize) -> u16 {
+    let number = guest.id.index() * machine::device::VCPUS_MAX as usize + index;
+    // 4096 guests of 64 vCPUs would not fit into 16 bits; a tag that two share is flushed whenever its vCPU changes.
+    (1 + (number * shadow::TAGS) % 0xff00) as u16
+}
+
+impl Vcpu {
+    /// Makes a vCPU that will start as `start` says. To be called on the core that will run it.
+    pub fn new(host: &'static Host, guest: Arc<Guest>, index: usize, start: &EntryState) -> Option<Box<Vcpu>> {
+        let frame = frames::allocator().alloc(0, Owner::Hypervisor, memory::Claim::Begun)?;
+        let region = frame.address();
+        // SAFETY: the frame is ours alone and mapped; a region is 4096 bytes without further demands.
+        let page = unsafe { &mut *direct(region).cast::<Region>() };
+        page.prepare(host.vmx.capabilities.revision);
+        // SAFETY: this core is in VMX operation, and the page is prepared and ours.
+        let vmcs = unsafe { Vmcs::new(region) }.ok()?;
+        let mut controls = host.vmx.controls;
+        // Local APIC and CR8 are emulated by exits.
+        controls.primary.remove(PrimaryControls::USE_TPR_SHADOW);
+        controls.primary.insert(PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING);
+        controls.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
+        let control = match start.mode {
+            StartMode::Long => ControlState::long(start.cr3.0),
+            StartMode::Protected32 => ControlState::PROTECTED,
+        };
+        let start_tsc = guest.start_tsc();
+        let msrs = MsrState::new(&guest.model.msr);
+        let vpid_base = vpid_base(&guest, index);
+        let mut vcpu = Box::new(Vcpu {
+            index,
+            entry: Entry::new(Mitigations::default()),
+            vmcs,
+            primary: controls.primary.bits(),
+            controls,
+            mmu: VcpuMmu::new(index as u8),
+            control,
+            msrs,
+            cpuid_state: Dynamic { apic_id: index as u32, apic_enabled: true, osxsave: false, xcr0: 1, xss: 0 },
+            event: None,
+            postponed: None,
+            nmi: false,
+            attention: true,
+            due_tsc: 0,
+            tsc_offset: start_tsc.wrapping_neg(),
+            log: ExitLog::default(),
+            extended: Extended::new()?,
+            stuck: fault::Stuck::default(),
+            vpid_base,
+            loaded: false,
+            bench_start: 0,
+            guest,
+        });
+        vcpu.refresh_paging();
+        // SAFETY: this core is in VMX operation; no other VMCS is in use at this moment (see `schedule`).
+        let vmcs = unsafe { vcpu.vmcs.load() }.ok()?;
+        vcpu.first_state(host, &vmcs, start);
+        Some(vcpu)
+    }
+
+    fn first_state(&mut self, host: &Host, vmcs: &CurrentVmcs, start: &EntryState) {
+        let long = self.control.efer.contains(Efer::LMA);
+        self.controls.write(vmcs, long);
+        if self.controls.has(Feature::MsrBitmaps) {
+            vmcs.write(fields::MSR_BITMAP, self.guest.model.msr_bitmap.0);
+        }
+        vmcs.write(fields::TSC_OFFSET, self.tsc_offset);
+        let capabilities = &host.vmx.capabilities;
+        let mut state = match start.mode {
+            StartMode::Long => GuestState::long_mode(capabilities, 0, start.rip, start.rsp),
+            StartMode::Protected32 => {
+                GuestState::protected_mode(capabilities, 0, start.rip as u32, start.rsp as u32)
+            }
+        };
+        let code = if long { AccessRights::CODE_64 } else { AccessRights::CODE_32 };
+        *state.segment_mut(SegmentName::Cs) = Segment::flat(start.code, code);
+        for name in [SegmentName::Ds, SegmentName::Es, SegmentName::Fs, SegmentName::Gs, SegmentName::Ss] {
+            *state.segment_mut(name) = Segment::flat(start.data, AccessRights::DATA);
+        }
+        state.gdtr = Table { base: start.gdt_base.0, limit: start.gdt_limit };
+        state.write(vmcs, &self.controls);
+        let model = &self.guest.model;
+        vmcs.write(fields::CR0_GUEST_HOST_MASK, rules::cr0_host_mask());
+        vmcs.write(fields::CR4_GUEST_HOST_MASK, rules::cr4_host_mask(&model.control, &model.fixed));
+        self.write_control_registers(vmcs);
+        let registers = &mut self.entry.registers;
+        registers.rax = start.rax;
+        registers.rbx = start.rbx;
+        registers.rsi = start.rsi;
+        registers.rdi = start.rdi;
+    }
+
+    /// Takes the vCPU onto this core: its VMCS becomes the current one, the state outside of it is loaded.
+    fn load(&mut self, core: &Core) -> CurrentVmcs {
+        // SAFETY: the core is in VMX operation; a vCPU belongs to one core, and the VMCS that was current before
+        // is not used until its vCPU is loaded again.
+        let vmcs = unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded");
+        if !self.loaded {
+            self.loaded = true;
+            // SAFETY: the core's tables and task register were loaded at its start.
+            let host_state = unsafe { HostState::of_this_core() };
+            host_state.write(&vmcs, &self.controls);
+            self.mmu.forget_tags();
+        }
+        self.guest.presence.core.store(core.index as u32, Ordering::Release);
+        core.writer.count(Event::VcpuSwitch);
+        self.extended.load(&self.guest.model, &self.control);
+        vmcs
+    }
+
+    /// The core will run another vCPU.
+    pub fn unload(&mut self) {
+        self.extended.save(&self.guest.model, &self.control);
+    }
+
+    /// Runs until the slice ends at `slice_end_tsc`, the guest halts or ends. `switch`: another vCPU ran on this
+    /// core since.
+    pub fn run(&mut self, core: &Core, switch: bool, slice_end_tsc: u64) -> Leave {
+        let vmcs = if switch || !self.loaded {
+            self.load(core)
+        } else {
+            // SAFETY: no other VMCS was loaded on this core since this one.
+            unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded")
+        };
+        self.attention = true;
+        loop {
+            // One comparison finds both what is due in the devices and the end of the slice.
+            if self.attention || time::tsc() >= self.due_tsc {
+                if let Next::Leave(leave) = self.look_around(core, &vmcs, slice_end_tsc) {
+                    return leave;
+                }
+            }
+            match self.enter(core, &vmcs) {
+                EntryOutcome::Exited => {
+                    if let Next::Leave(leave) = self.exited(core, &vmcs) {
+                        return leave;
+                    }
+                }
+                EntryOutcome::Aborted => {
+                    core.writer.count(Event::EntryAborted);
+                    self.attention = true;
+                }
+                EntryOutcome::Failed(error) => {
+                    return self.stop(core, &vmcs, &format_args!("the processor refused its state: {error}"));
+                }
+            }
+        }
+    }
+
+    /// One entry, from the last look at the flush generation to the exit.
+    #[inline]
+    fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs) -> EntryOutcome {
+        let guest = &*self.guest;
+        guest.presence.in_guest.store(true, Ordering::SeqCst);
+        let generation = guest.generation.load(Ordering::SeqCst);
+        if self.mmu.flush_due(generation) {
+            core.invvpid.flush_context(self.vpid_base + self.mmu.tag() as u16);
+        }
+        // SAFETY: the VMCS is this vCPU's and current; its controls and state are ours, with CR3 a shadow root that
+        // leads to this guest's frames alone; the host state is this core's; interrupts are off.
+        let outcome = unsafe { self.entry.enter(vmcs, &core.per_core.kick) };
+        guest.presence.in_guest.store(false, Ordering::Release);
+        outcome
+    }
+
+    /// What an entry may need and an exit may have changed: requests from outside, devices, deadlines, events.
+    fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, slice_end_tsc: u64) -> Next {
+        core.per_core.kick.store(0, Ordering::Release);
+        self.attention = false;
+        if self.guest.stop_requested.load(Ordering::Acquire) {
+            return Next::Leave(Leave::Ended(End::Stopped));
+        }
+        if time::tsc() >= slice_end_tsc {
+            self.attention = true;
+            return Next::Leave(Leave::Slice);
+        }
+        self.guest.attention.store(false, Ordering::Release);
+        let next_tsc = self.update_devices(core);
+        self.choose_event(core, vmcs);
+        self.due_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc));
+        let wait = self.due_tsc.saturating_sub(time::tsc());
+        if self.controls.has(Feature::PreemptionTimer) {
+            let shift = core.host.vmx.capabilities.misc.preemption_timer_shift();
+            let count = (wait >> shift).saturating_add(1).min(u64::from(u32::MAX));
+            vmcs.write(fields::PREEMPTION_TIMER_VALUE, count as u32);
+        } else {
+            crate::host::apic::arm_timer(time::ticks_to_ns(wait).max(1));
+        }
+        Next::Resume
+    }
+
+    /// Lets the devices catch up, drains their console, and says when they are due next.
+    fn update_devices(&mut self, core: &Core) -> Option<u64> {
+        let now_ns = self.guest.now_ns();
+        let mut devices = self.guest.devices.lock();
+        if devices.is_due(now_ns) {
+            devices.advance(now_ns);
+        }
+        let _ = devices.take_kicks();
+        if devices.console_is_due() {
+            crate::console::drain(&self.guest, &mut devices);
+        }
+        if let Some(port) = devices.take_unclaimed_port() {
+            core.writer.count(Event::PortUnclaimed);
+            log::info!("guest {}: first access ({:?}) to port {:#x}, which no device has: it reads all-ones", self.guest.name(), port.access, port.port);
+        }
+        devices.next_deadline_ns(self.index).map(|ns| self.guest.tsc_at(ns))
+    }
+
+    /// The exit: counts it, remembers it, handles it.
+    #[inline]
+    fn exited(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let field = vmcs.read(fields::EXIT_REASON);
+        let reason = ExitReason::from_field(field);
+        core.writer.exit(reason.0);
+        self.log.push(reason, vmcs.read(fields::EXIT_QUALIFICATION), vmcs.read(fields::GUEST_RIP));
+        if ExitReason::entry_failed(field) {
+            self.entry.cleared();
+            return Next::Leave(self.stop(core, vmcs, &"the guest's state failed the checks at VM entry"));
+        }
+        self.keep_interrupted_event(vmcs);
+        self.handle(core, vmcs, reason)
+    }
+
+    /// Moves past the instruction that exited.
+    #[inline]
+    pub(crate) fn skip(&mut self, vmcs: &CurrentVmcs) {
+        let length = u64::from(vmcs.read(fields::EXIT_INSTRUCTION_LENGTH));
+        self.advance(vmcs, length);
+    }
+
+    /// The exit that carries the last words is at hand: how many there were.
+    pub(crate) fn exits(&self) -> u64 {
+        self.log.total() as u64
+    }
+
+    /// The VMCS's page, to be given back when the vCPU is gone.
+    fn region(&self) -> Hpa {
+        self.vmcs.region()
+    }
+
+    /// Gives back what the vCPU holds. It runs no more.
+    pub fn dispose(mut self: Box<Self>, core: &Core) {
+        self.guest.mmu.lock().drop_root(&mut self.mmu);
+        // SAFETY: the core is in VMX operation and this vCPU's; its CurrentVmcs is gone.
+        let cleared = unsafe { self.vmcs.clear() };
+        debug_assert!(cleared.is_ok());
+        self.extended.dispose(core);
+        if let Err(error) = frames::allocator().free(core.index, self.region().page(), Owner::Hypervisor) {
+            panic!("{error}");
+        }
+        write_cr2(0);
+    }
+}

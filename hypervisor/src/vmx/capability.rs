@@ -49,6 +49,8 @@ pub struct Capabilities {
     pub region_bytes: u16,
     /// Whether the controls come from the TRUE MSRs, where the "default1" bits may be 0.
     pub true_controls: bool,
+    /// Exits of INS and OUTS tell address size and segment.
+    pub string_io_information: bool,
     /// Pin-based controls.
     pub pin: Allowed,
     /// Primary processor-based controls.
@@ -89,6 +91,7 @@ impl Capabilities {
         Self {
             revision: basic as u32 & 0x7fff_ffff,
             region_bytes: (basic >> 32) as u16 & 0x1fff,
+            string_io_information: basic & (1 << 54) != 0,
             true_controls,
             pin: allowed(Group::Pin),
             primary,

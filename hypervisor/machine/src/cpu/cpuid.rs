@@ -193,6 +193,10 @@ struct Component {
 /// What one guest is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuidModel {
+    /// Answers of the basic leaves that depend on nothing: neither on the subleaf nor on the vCPU.
+    fixed: [Registers; BASIC_MAX + 1],
+    /// Which leaves those are, by bit.
+    is_fixed: u32,
     answers: Vec<Registers>,
     basic: [Slot; BASIC_MAX + 1],
     extended: [Slot; (EXTENDED_MAX - EXTENDED_BASE) as usize + 1],
@@ -215,6 +219,8 @@ impl CpuidModel {
         let read = |leaf: u32, subleaf: u32| if leaf <= host_max { host(leaf, subleaf) } else { [0; 4] };
 
         let mut model = Self {
+            fixed: [[0; 4]; BASIC_MAX + 1],
+            is_fixed: 0,
             answers: Vec::with_capacity(48),
             basic: [Slot::default(); BASIC_MAX + 1],
             extended: [Slot::default(); (EXTENDED_MAX - EXTENDED_BASE) as usize + 1],
@@ -247,6 +253,13 @@ impl CpuidModel {
         let vendor = host(0, 0);
         model.set(0, [model.basic_max, vendor[EBX], vendor[ECX], vendor[EDX]]);
         model.set_extended(&host);
+        for leaf in 0..=BASIC_MAX {
+            let slot = model.basic[leaf];
+            if leaf != 1 && (slot.any_subleaf || slot.count == 0) {
+                model.fixed[leaf] = model.stored(leaf, 0);
+                model.is_fixed |= 1 << leaf;
+            }
+        }
         model
     }
 
@@ -254,6 +267,14 @@ impl CpuidModel {
     #[must_use]
     #[inline]
     pub fn query(&self, leaf: u32, subleaf: u32, state: &Dynamic) -> Registers {
+        if leaf <= BASIC_LAST && self.is_fixed >> leaf & 1 != 0 {
+            return self.fixed[leaf as usize];
+        }
+        self.look_up(leaf, subleaf, state)
+    }
+
+    #[inline(never)]
+    fn look_up(&self, leaf: u32, subleaf: u32, state: &Dynamic) -> Registers {
         let (leaf, slot) = match leaf {
             0..=BASIC_LAST => (leaf, self.basic[leaf as usize]),
             EXTENDED_BASE..=EXTENDED_MAX => (leaf, self.extended[(leaf - EXTENDED_BASE) as usize]),

@@ -232,6 +232,18 @@ impl Width {
     }
 }
 
+impl From<Width> for crate::device::Width {
+    #[inline]
+    fn from(width: Width) -> Self {
+        match width {
+            Width::Byte => Self::Byte,
+            Width::Word => Self::Word,
+            Width::Dword => Self::Dword,
+            Width::Qword => Self::Qword,
+        }
+    }
+}
+
 /// Whether bits 63:47 of `address` are all equal, as 4-level paging demands of linear addresses.
 #[must_use]
 #[inline]

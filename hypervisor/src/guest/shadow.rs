@@ -1,0 +1,220 @@
+//! The guest's shadow MMU in its surroundings: frames from the allocator, flushes on other cores, reclaim.
+
+use core::sync::atomic::Ordering;
+
+use memory::{Claim, Event, FrameAllocator, Owner, Pfn, Pressure, Slots};
+use shadow::{FRAMES_PER_OPERATION, Host, Mmu, PAGES_MIN, PAGES_PER_OPERATION};
+
+use super::{Guest, ram::GuestRam, registry};
+use crate::host::{DirectMap, cores, frames};
+use crate::schedule::Core;
+
+/// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
+const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
+/// Pages reclaimed with one shoot-down.
+const BATCH_PAGES: u32 = 32;
+
+/// What a guest's MMU sees of the host, on one core.
+pub struct Surroundings<'a> {
+    guest: &'a Guest,
+    core: &'a Core,
+}
+
+impl Host for Surroundings<'_> {
+    type Guest = GuestRam;
+    type Tables = DirectMap;
+
+    #[inline]
+    fn guest(&self) -> &GuestRam {
+        &self.guest.ram
+    }
+    #[inline]
+    fn tables(&self) -> &DirectMap {
+        &DirectMap
+    }
+    #[inline]
+    fn slots(&self) -> &Slots {
+        &self.guest.ram.slots
+    }
+    #[inline]
+    fn page_allocated(&self) {
+        self.core.writer.shadow_page_allocated();
+    }
+    #[inline]
+    fn pages_freed(&self, pages: u64) {
+        self.core.writer.shadow_pages_freed(pages);
+    }
+    #[inline]
+    fn advance_generation(&self) -> u64 {
+        self.guest.generation.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Waits until the guest's vCPU, if another core runs it, is out of the guest: it flushes before it goes in
+    /// again. It cannot wait for us meanwhile in a way that keeps it in the guest: there it only runs guest code.
+    fn shoot_down(&self) {
+        let presence = &self.guest.presence;
+        let Some(other) = cores::core(presence.core.load(Ordering::Acquire) as usize) else { return };
+        if other.index() == self.core.index || !presence.in_guest.load(Ordering::SeqCst) {
+            return;
+        }
+        self.core.writer.count(Event::ShootDown);
+        cores::kick(other);
+        while presence.in_guest.load(Ordering::SeqCst) {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// There is no frame left for this guest, and nothing that could be reclaimed.
+#[derive(Clone, Copy, Debug)]
+pub struct Starved;
+
+impl Guest {
+    /// The surroundings for a call of the MMU on `core`.
+    #[inline]
+    pub fn surroundings<'a>(&'a self, core: &'a Core) -> Surroundings<'a> {
+        Surroundings { guest: self, core }
+    }
+
+    /// Brings in what the next operation of the MMU can need. `below_4g`: its root must lie there (PAE).
+    ///
+    /// # Errors
+    /// [`Starved`]: the guest cannot go on.
+    pub fn supply(&self, core: &Core, below_4g: bool) -> Result<(), Starved> {
+        let owner = Owner::Shadow(self.id);
+        let allocator = frames::allocator();
+        if allocator.pressure() != Pressure::Plenty {
+            reclaim(core, allocator);
+        }
+        {
+            let mut mmu = self.mmu.lock();
+            let host = self.surroundings(core);
+            if mmu.pages_left() < PAGES_PER_OPERATION {
+                // The guest's own cap: it gives from its own.
+                let batch = BATCH_PAGES.min(mmu.live_pages() / 4).max(PAGES_PER_OPERATION);
+                let gone = mmu.reclaim(&host, batch);
+                core.writer.count(Event::Reclaim);
+                core.writer.add(Event::ReclaimedPage, u64::from(gone));
+                if gone == 0 {
+                    return Err(Starved);
+                }
+            }
+            host.shoot_down();
+            mmu.release(&host, self.generation.load(Ordering::SeqCst));
+            if below_4g {
+                drop_high(&mut mmu, core, owner);
+            }
+        }
+        let mut taken = [Pfn(0); SUPPLY_FRAMES];
+        loop {
+            let missing = {
+                let mmu = self.mmu.lock();
+                self.shadow_frames.store(mmu.frames(), Ordering::Relaxed);
+                if mmu.stash_frames() >= FRAMES_PER_OPERATION {
+                    return Ok(());
+                }
+                SUPPLY_FRAMES - mmu.stash_frames()
+            };
+            let mut count = 0;
+            while count < missing {
+                let frame = if below_4g {
+                    allocator.alloc_below_4g(owner, Claim::Guest)
+                } else {
+                    allocator.alloc(core.index, owner, Claim::Guest)
+                };
+                let Some(frame) = frame else { break };
+                taken[count] = frame;
+                count += 1;
+            }
+            let mut mmu = self.mmu.lock();
+            for &frame in &taken[..count] {
+                if let Err(frame) = mmu.provide(frame) {
+                    give_back(core, frame, owner);
+                }
+            }
+            if mmu.stash_frames() < FRAMES_PER_OPERATION {
+                drop(mmu);
+                core.writer.count(Event::FramesShort);
+                let freed = reclaim(core, allocator);
+                if freed == 0 && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
+                    return Err(Starved);
+                }
+            }
+        }
+    }
+
+    /// Removes every shadow page and gives all frames back. The guest's vCPU runs no more.
+    pub fn drop_shadow(&self, core: &Core) {
+        let mut mmu = self.mmu.lock();
+        let host = self.surroundings(core);
+        mmu.zap_all(&host);
+        mmu.release(&host, self.generation.load(Ordering::SeqCst));
+        while let Some(frame) = mmu.take_back() {
+            give_back(core, frame, Owner::Shadow(self.id));
+        }
+        self.shadow_frames.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Returns a frame to the allocator.
+///
+/// # Panics
+/// If it was not this owner's: our own bug.
+fn give_back(core: &Core, frame: Pfn, owner: Owner) {
+    if let Err(error) = frames::allocator().free(core.index, frame, owner) {
+        panic!("{error}");
+    }
+}
+
+/// A PAE root must lie below 4 GiB: gives back what does not.
+fn drop_high(mmu: &mut Mmu, core: &Core, owner: Owner) {
+    let mut low = [Pfn(0); SUPPLY_FRAMES];
+    let mut count = 0;
+    while let Some(frame) = mmu.take_back() {
+        if frame.0 < 1 << 20 && count < low.len() {
+            low[count] = frame;
+            count += 1;
+        } else {
+            give_back(core, frame, owner);
+        }
+    }
+    for &frame in &low[..count] {
+        // There is room: these came from the stash.
+        let _ = mmu.provide(frame);
+    }
+}
+
+/// Shrinks the cache from the low mark up to the high one: batch by batch, the guest with the largest excess over
+/// its guarantee first. Runs on the core that crossed the mark, between operations, without a global stop.
+/// Returns the frames that came free.
+fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
+    let high = allocator.marks().high_frames();
+    let mut freed = 0;
+    while allocator.free_frames() < high {
+        let Some(victim) = registry::largest_excess(u64::from(PAGES_MIN) * 2) else { break };
+        let owner = Owner::Shadow(victim.id);
+        let mut mmu = victim.mmu.lock();
+        let host = victim.surroundings(core);
+        let floor = mmu.live_pages().saturating_sub(PAGES_MIN);
+        let gone = mmu.reclaim(&host, BATCH_PAGES.min(floor));
+        host.shoot_down();
+        mmu.release(&host, victim.generation.load(Ordering::SeqCst));
+        let mut returned = 0;
+        while mmu.stash_frames() > SUPPLY_FRAMES
+            && let Some(frame) = mmu.take_back()
+        {
+            give_back(core, frame, owner);
+            returned += 1;
+        }
+        victim.shadow_frames.store(mmu.frames(), Ordering::Relaxed);
+        drop(mmu);
+        core.writer.count(Event::Reclaim);
+        core.writer.add(Event::ReclaimedPage, u64::from(gone));
+        freed += returned;
+        if gone == 0 && returned == 0 {
+            // Its excess is what it needs to go on.
+            break;
+        }
+    }
+    freed
+}

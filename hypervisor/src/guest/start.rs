@@ -1,0 +1,248 @@
+//! Starting a guest from its line in the manifest, and taking everything back when it has ended.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ::shadow::{Config, Mmu};
+use machine::cpu::control::FixedBits;
+use machine::cpu::cpuid::{CpuidModel, Offered};
+use machine::cpu::msr;
+use machine::device::{DeviceConfig, Devices};
+use machine::load::{self, EntryState, LoadError, Module, Parts, RamLayout};
+use machine::manifest::{GuestConfig, Package};
+use memory::{BLOCK_PAGES, BLOCK_SIZE, GuestId, Hpa, Owner, Pfn, Slots, block_gfns};
+use spin::Mutex;
+
+use super::{CpuModel, Guest, Presence, ram::GuestRam};
+use crate::host::{Host, direct, frames, time};
+use crate::schedule::Core;
+use crate::vmx::controls::Feature;
+use crate::vmx::msr::{MsrRead, Processor};
+
+/// Why a guest was not started.
+#[derive(Debug)]
+pub enum StartError {
+    /// Not enough contiguous memory.
+    Memory {
+        /// What it asks for, in MiB.
+        wanted_mib: u64,
+        /// What is left, in MiB.
+        free_mib: u64,
+    },
+    /// Its files cannot be loaded.
+    Load(LoadError),
+    /// More guests than there are numbers for.
+    TooMany,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory { wanted_mib, free_mib } => write!(
+                f,
+                "it asks for {wanted_mib} MiB and {free_mib} MiB are free: lower its memory in the manifest, or \
+                 give the machine more (--memory)"
+            ),
+            Self::Load(error) => write!(f, "{error}"),
+            Self::TooMany => f.write_str("there are more guests than the hypervisor can number"),
+        }
+    }
+}
+
+/// Builds a guest: its RAM, zeroed and loaded, its MMU, devices and processor model. Its vCPU is to start in the
+/// state that comes with it.
+///
+/// # Errors
+/// [`StartError`]; everything is given back.
+pub fn start(
+    host: &Host,
+    core: &Core,
+    place: usize,
+    config: &GuestConfig,
+    package: &Package<'_>,
+) -> Result<(Arc<Guest>, EntryState), StartError> {
+    let id = u16::try_from(place).ok().and_then(GuestId::new).ok_or(StartError::TooMany)?;
+    let ram = allocate(id, config.memory_bytes)?;
+    let layout = RamLayout::split(config.memory_bytes);
+    let entry = match load_files(config, package, &layout, &ram) {
+        Ok(entry) => entry,
+        Err(error) => {
+            free_blocks(core, id, ram.slots.blocks().map(|(_, pfn)| pfn));
+            return Err(StartError::Load(error));
+        }
+    };
+    let model = model(host, config, id)?;
+    let physical_address_bits = model.control.physical_bits;
+    let total = frames::allocator().total_frames();
+    let cap = config.shadow_cap_frames.map_or(total / 4, u64::from);
+    let mmu = Mmu::new(
+        Config {
+            physical_address_bits,
+            gib_pages: true,
+            mark_mmio: physical_address_bits < 52,
+            split_executable: false,
+            // Two frames for each page: the table and its links.
+            pages_max: default_pages(config.memory_bytes).min(cap / 2) as u32,
+            vcpus: config.vcpus,
+        },
+        &ram.slots,
+    );
+    let tsc_khz = time::tsc_hz() / 1000;
+    let devices = Devices::new(&DeviceConfig {
+        vcpus: config.vcpus,
+        uart: true,
+        debug_exit: config.devices.exit_port,
+        shutdown_port: config.devices.shutdown_port,
+        debug_console: config.devices.debug_console,
+        bench_marks: config.devices.bench_marks,
+        rtc_start_unix_s: START_OF_TIME_UNIX_S,
+        tsc_khz,
+        low_memory_bytes: layout.low_bytes,
+        high_memory_bytes: layout.high_bytes,
+        physical_address_bits,
+    });
+    let guest = Guest {
+        id,
+        config: config.clone(),
+        ram,
+        mmu: Mutex::new(mmu),
+        devices: Mutex::new(devices),
+        model,
+        generation: AtomicU64::new(1),
+        presence: Presence::default(),
+        shadow_frames: AtomicU64::new(0),
+        guarantee_frames: config.shadow_guarantee_frames.map_or(0, u64::from),
+        stop_requested: AtomicBool::new(false),
+        attention: AtomicBool::new(true),
+        start_tsc: time::tsc(),
+        exits: AtomicU64::new(0),
+    };
+    Ok((Arc::new(guest), entry))
+}
+
+/// The time of day at a guest's start: the real-time clock of the host is not read, so that runs repeat.
+const START_OF_TIME_UNIX_S: u64 = 1_700_000_000;
+
+/// Shadow pages a guest may have where its manifest sets no cap: one for each 16 pages of its RAM, which is
+/// 32 times what mapping all of it once takes.
+fn default_pages(memory_bytes: u64) -> u64 {
+    (memory_bytes / memory::PAGE_SIZE / 16).max(512)
+}
+
+fn allocate(id: GuestId, memory_bytes: u64) -> Result<GuestRam, StartError> {
+    let allocator = frames::allocator();
+    let mut blocks = Vec::new();
+    for gfn in block_gfns(memory_bytes) {
+        let Some(pfn) = allocator.alloc_block(Owner::Memory(id)) else {
+            let free_mib = allocator.free_frames() >> 8;
+            for (_, pfn) in blocks {
+                // Just allocated to this owner.
+                let _ = allocator.free_block(pfn, Owner::Memory(id));
+            }
+            return Err(StartError::Memory { wanted_mib: memory_bytes >> 20, free_mib });
+        };
+        // SAFETY: the block is ours alone, and the direct map covers it.
+        unsafe { core::ptr::write_bytes(direct(pfn.address()), 0, BLOCK_SIZE as usize) };
+        blocks.push((gfn, pfn));
+    }
+    let slots = Slots::new(&blocks).expect("blocks as `block_gfns` lists them make slots");
+    Ok(GuestRam { slots })
+}
+
+fn load_files(
+    config: &GuestConfig,
+    package: &Package<'_>,
+    layout: &RamLayout,
+    ram: &GuestRam,
+) -> Result<EntryState, LoadError> {
+    let modules: Vec<Module<'_>> = config
+        .modules
+        .iter()
+        .map(|module| Module { bytes: package.file(module.file), cmdline: &module.cmdline })
+        .collect();
+    let parts = Parts {
+        kernel: package.file(config.kernel),
+        initrd: config.initrd.map(|file| package.file(file)),
+        modules: &modules,
+        cmdline: &config.cmdline,
+    };
+    load::load(config.protocol, &parts, layout, config.vcpus, ram)
+}
+
+fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let answer = raw_cpuid::native_cpuid::cpuid_count(leaf, subleaf);
+    [answer.eax, answer.ebx, answer.ecx, answer.edx]
+}
+
+fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, StartError> {
+    const ARCH_CAPABILITIES: u32 = 0x10a;
+    let controls = &host.vmx.controls;
+    let has_arch_capabilities = cpuid(0, 0)[0] >= 7 && cpuid(7, 0)[3] >> 29 & 1 != 0;
+    let offered = Offered {
+        rdtscp: controls.has(Feature::Rdtscp),
+        invpcid: controls.has(Feature::Invpcid),
+        xsaves: controls.has(Feature::Xsaves),
+        arch_capabilities: has_arch_capabilities.then(|| Processor.read(ARCH_CAPABILITIES)),
+        invariant_tsc: true,
+        tsc_khz: (time::tsc_hz() / 1000) as u32,
+        apic_khz: (machine::device::lapic::LAPIC_TIMER_HZ / 1000) as u32,
+        vcpus: config.vcpus,
+        ..Offered::default()
+    };
+    let cpuid = CpuidModel::new(cpuid, &offered);
+    let msr = cpuid.msr_model();
+    let bitmap = frames::allocator()
+        .alloc(0, Owner::Memory(id), memory::Claim::Begun)
+        .ok_or(StartError::Memory { wanted_mib: 1, free_mib: 0 })?;
+    let bits = msr::bitmap(&msr);
+    // SAFETY: the frame is ours alone, of 4096 bytes as the bitmap is.
+    unsafe { core::ptr::copy_nonoverlapping(bits.as_ptr(), direct(bitmap.address()), 4096) };
+    let capabilities = &host.vmx.capabilities;
+    Ok(CpuModel {
+        control: cpuid.control_model(),
+        msr,
+        cpuid,
+        fixed: FixedBits {
+            cr0_fixed0: capabilities.cr0.must_be_one,
+            cr0_fixed1: capabilities.cr0.may_be_one,
+            cr4_fixed0: capabilities.cr4.must_be_one,
+            cr4_fixed1: capabilities.cr4.may_be_one,
+        },
+        msr_bitmap: bitmap.address(),
+    })
+}
+
+fn free_blocks(core: &Core, id: GuestId, blocks: impl Iterator<Item = Pfn>) {
+    let allocator = frames::allocator();
+    for first in blocks {
+        if cfg!(debug_assertions) {
+            // SAFETY: the guest is gone: nothing reaches its RAM any more.
+            unsafe {
+                core::ptr::write_bytes(
+                    direct(first.address()),
+                    0xdb,
+                    (BLOCK_PAGES * memory::PAGE_SIZE) as usize,
+                );
+            }
+        }
+        if let Err(error) = allocator.free_block(first, Owner::Memory(id)) {
+            panic!("{error} (core {})", core.index);
+        }
+    }
+}
+
+/// Takes everything back from a guest that has ended: its shadow pages, then its RAM. Returns the frames that are
+/// still on its account, which are leaks.
+pub fn dispose(guest: &Guest, core: &Core) -> u64 {
+    guest.drop_shadow(core);
+    free_blocks(core, guest.id, guest.ram.slots.blocks().map(|(_, pfn)| pfn));
+    let bitmap: Hpa = guest.model.msr_bitmap;
+    if let Err(error) = frames::allocator().free(core.index, bitmap.page(), Owner::Memory(guest.id)) {
+        panic!("{error}");
+    }
+    let _ = guest.presence.in_guest.load(Ordering::Relaxed);
+    frames::allocator().owned_by(Owner::Shadow(guest.id))
+        + frames::allocator().owned_by(Owner::Memory(guest.id))
+}

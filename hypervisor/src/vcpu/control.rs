@@ -1,0 +1,172 @@
+//! Control registers: what follows from the guest's changes for the hardware and for the shadow MMU.
+
+use machine::cpu::control::{self as rules, Change, ControlState, Cr0, Cr4, Efer, Effects, Paging as GuestPaging};
+use machine::cpu::event::Exception;
+use machine::cpu::registers::{CodeSize, SegmentName, SegmentState};
+use memory::{Event, Gva};
+use shadow::{Mode, Paging, Short, walk};
+
+use super::{Next, Vcpu};
+use crate::schedule::Core;
+use crate::vmx::controls::Feature;
+use crate::vmx::fields;
+use crate::vmx::vmcs::CurrentVmcs;
+
+impl Vcpu {
+    /// Takes over the CR0 and CR4 bits that the guest changes without an exit.
+    pub(crate) fn refresh_control(&mut self, vmcs: &CurrentVmcs) {
+        let model = &self.guest.model;
+        let (cr0, cr4) = (vmcs.read(fields::GUEST_CR0), vmcs.read(fields::GUEST_CR4));
+        self.control.refresh(&model.control, &model.fixed, cr0, cr4);
+    }
+
+    /// CR4 as the guest would read it.
+    pub(crate) fn guest_cr4(&mut self, vmcs: &CurrentVmcs) -> u64 {
+        self.refresh_control(vmcs);
+        self.control.cr4.bits()
+    }
+
+    /// Access rights of a segment register.
+    pub(crate) fn segment_rights(&self, vmcs: &CurrentVmcs, name: SegmentName) -> u32 {
+        match name {
+            SegmentName::Es => vmcs.read(fields::GUEST_ES_ACCESS_RIGHTS),
+            SegmentName::Cs => vmcs.read(fields::GUEST_CS_ACCESS_RIGHTS),
+            SegmentName::Ss => vmcs.read(fields::GUEST_SS_ACCESS_RIGHTS),
+            SegmentName::Ds => vmcs.read(fields::GUEST_DS_ACCESS_RIGHTS),
+            SegmentName::Fs => vmcs.read(fields::GUEST_FS_ACCESS_RIGHTS),
+            SegmentName::Gs => vmcs.read(fields::GUEST_GS_ACCESS_RIGHTS),
+        }
+    }
+
+    /// The width of the code that the vCPU runs.
+    pub(crate) fn code_size(&self, vmcs: &CurrentVmcs) -> CodeSize {
+        let cs = SegmentState {
+            selector: 0,
+            base: 0,
+            limit: 0,
+            rights: vmcs.read(fields::GUEST_CS_ACCESS_RIGHTS),
+        };
+        CodeSize::of(self.control.efer.contains(Efer::LMA), &cs)
+    }
+
+    /// Installs an allowed change and moves past its instruction.
+    pub(crate) fn apply(&mut self, core: &Core, vmcs: &CurrentVmcs, change: Change) -> Next {
+        let Change { state, effects } = change;
+        if effects.contains(Effects::LOAD_PDPTES) && state.paging() == GuestPaging::Pae {
+            match walk::load_pdptes(&self.guest.ram, state.cr3, self.guest.model.control.physical_bits) {
+                Ok(pdptes) => self.mmu.paging.pdptes = pdptes,
+                Err(_) => return self.raise(vmcs, Exception::PROTECTION),
+            }
+        }
+        let only_cr3 = state.cr0 == self.control.cr0 && state.cr4 == self.control.cr4 && state.efer == self.control.efer;
+        self.control = state;
+        if !only_cr3 {
+            self.write_control_registers(vmcs);
+            if effects.contains(Effects::CPUID) {
+                self.cpuid_state.osxsave = state.cr4.contains(Cr4::OSXSAVE);
+            }
+        }
+        let flushes = Effects::ROLE | Effects::FLUSH_ALL | Effects::FLUSH_NON_GLOBAL | Effects::LOAD_PDPTES | Effects::LONG_MODE;
+        if effects.intersects(flushes) || only_cr3 {
+            self.refresh_paging();
+            if let Err(next) = self.load_root(core, vmcs) {
+                return next;
+            }
+        }
+        self.skip(vmcs);
+        Next::Resume
+    }
+
+    /// Writes the hardware's CR0, CR4, EFER and mode for what the guest believes.
+    pub(crate) fn write_control_registers(&mut self, vmcs: &CurrentVmcs) {
+        let fixed = &self.guest.model.fixed;
+        let state: &ControlState = &self.control;
+        vmcs.write(fields::GUEST_CR0, rules::hardware_cr0(state, fixed));
+        vmcs.write(fields::CR0_READ_SHADOW, state.cr0.bits());
+        vmcs.write(fields::GUEST_CR4, rules::hardware_cr4(state, fixed));
+        vmcs.write(fields::CR4_READ_SHADOW, state.cr4.bits());
+        vmcs.write(fields::ENTRY_CONTROLS, self.controls.entry_for(state.efer.contains(Efer::LMA)));
+        if self.controls.has(Feature::EferSwitch) {
+            vmcs.write(fields::GUEST_EFER, rules::hardware_efer(state));
+        } else {
+            self.extended.set_syscall_enable(state.efer.contains(Efer::SCE));
+        }
+    }
+
+    /// Tells the MMU what the control registers now say.
+    pub(crate) fn refresh_paging(&mut self) {
+        let control = &self.control;
+        let mode = match control.paging() {
+            GuestPaging::Off => Mode::Off,
+            GuestPaging::TwoLevel => Mode::TwoLevel,
+            GuestPaging::Pae => Mode::Pae,
+            GuestPaging::FourLevel => Mode::FourLevel,
+            GuestPaging::FiveLevel => Mode::FiveLevel,
+        };
+        let on = mode != Mode::Off;
+        self.mmu.paging = Paging {
+            mode,
+            cr3: if on { control.cr3 } else { 0 },
+            pdptes: self.mmu.paging.pdptes,
+            nxe: on && mode != Mode::TwoLevel && control.efer.contains(Efer::NXE),
+            wp: !on || control.cr0.contains(Cr0::WP),
+            smep: on && control.cr4.contains(Cr4::SMEP),
+            smap: on && control.cr4.contains(Cr4::SMAP),
+            pse: control.cr4.contains(Cr4::PSE),
+            gib_pages: true,
+            physical_address_bits: self.guest.model.control.physical_bits,
+        };
+    }
+
+    /// Finds the root for the present paging and puts it into the VMCS.
+    pub(crate) fn load_root(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Result<(), Next> {
+        loop {
+            let host = self.guest.surroundings(core);
+            let result = self.guest.mmu.lock().load_root(&host, &mut self.mmu);
+            match result {
+                Ok(()) => break,
+                Err(Short) => {
+                    if self.guest.supply(core, self.mmu.paging.mode.shadow_is_pae()).is_err() {
+                        return Err(self.starved(core, vmcs));
+                    }
+                }
+            }
+        }
+        vmcs.write(fields::GUEST_CR3, self.mmu.root_table().address().0);
+        if self.controls.has(Feature::Vpid) {
+            vmcs.write(fields::VPID, self.vpid_base + self.mmu.tag() as u16);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn starved(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        Next::Leave(self.stop(
+            core,
+            vmcs,
+            &"no frames are left for its shadow pages: raise shadow_frames or its cap in the manifest, or give \
+              the machine more memory",
+        ))
+    }
+
+    pub(crate) fn invlpg(&mut self, core: &Core, gva: Gva) {
+        core.writer.count(Event::Invlpg);
+        let host = self.guest.surroundings(core);
+        self.guest.mmu.lock().invlpg(&host, &self.mmu, gva);
+    }
+
+    /// INVPCID: every type flushes at least what it should; PCIDs are not offered, so there is one context.
+    pub(crate) fn invpcid(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let kind_register = machine::cpu::registers::Gpr::from_number(
+            (vmcs.read(fields::EXIT_INSTRUCTION_INFO) >> 28) as u8,
+        );
+        let kind = self.register(vmcs, kind_register);
+        if kind > 3 {
+            return self.raise(vmcs, Exception::PROTECTION);
+        }
+        core.writer.count(Event::Invlpg);
+        let host = self.guest.surroundings(core);
+        self.guest.mmu.lock().flush(&host, &self.mmu);
+        self.skip(vmcs);
+        Next::Resume
+    }
+}

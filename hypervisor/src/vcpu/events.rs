@@ -1,0 +1,185 @@
+//! Events on their way into the guest: what was interrupted, what is raised, what waits.
+
+use machine::cpu::event::{
+    Delivery, Exception, Injection, Interruptibility, PendingEvent, Waiting, choose, combine,
+    pending_debug_after_instruction,
+};
+use machine::cpu::exit::{InterruptionInfo, InterruptionType};
+use machine::device::Requests;
+use memory::Event;
+
+use super::{Next, Vcpu};
+use crate::schedule::Core;
+use crate::vmx::controls::{Feature, PrimaryControls};
+use crate::vmx::entry::write_cr2;
+use crate::vmx::fields;
+use crate::vmx::vmcs::CurrentVmcs;
+
+impl Vcpu {
+    /// An exit in the middle of an event's delivery: the event is delivered again, unless the exit's handler puts
+    /// something else in its place.
+    #[inline]
+    pub(crate) fn keep_interrupted_event(&mut self, vmcs: &CurrentVmcs) {
+        let info = InterruptionInfo(vmcs.read(fields::IDT_VECTORING_INFO));
+        if info.valid() {
+            self.event = PendingEvent::from_vectoring(
+                info,
+                vmcs.read(fields::IDT_VECTORING_ERROR_CODE),
+                vmcs.read(fields::EXIT_INSTRUCTION_LENGTH),
+            );
+            self.attention = true;
+        }
+    }
+
+    /// An IRET that faulted had already ended NMI blocking, and must not have.
+    pub(crate) fn restore_nmi_blocking(&self, vmcs: &CurrentVmcs, info: InterruptionInfo) {
+        if info.nmi_unblocking_due_to_iret() {
+            let state = Interruptibility::from_bits_retain(vmcs.read(fields::GUEST_INTERRUPTIBILITY));
+            let state = state.after_fault_exit(info, self.event.is_some());
+            vmcs.write(fields::GUEST_INTERRUPTIBILITY, state.bits());
+        }
+    }
+
+    /// The guest's own fault, at the present instruction or in the delivery of the present event.
+    pub(crate) fn fault(&mut self, core: &Core, vmcs: &CurrentVmcs, exception: Exception) -> Next {
+        match combine(self.event.take(), exception) {
+            Delivery::Inject { event, postponed } => {
+                self.event = Some(event);
+                if postponed.is_some() {
+                    self.postponed = postponed;
+                }
+                self.attention = true;
+                Next::Resume
+            }
+            Delivery::TripleFault => Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"triple fault: an exception while delivering a double fault",
+            )),
+        }
+    }
+
+    /// An exception that an intercepted instruction raises: no event is in delivery then.
+    pub(crate) fn raise(&mut self, _vmcs: &CurrentVmcs, exception: Exception) -> Next {
+        self.event = Some(exception.into());
+        self.attention = true;
+        Next::Resume
+    }
+
+    /// Moves on by `length` bytes, as an instruction does that has been carried out.
+    #[inline]
+    pub(crate) fn advance(&mut self, vmcs: &CurrentVmcs, length: u64) {
+        let mut rip = vmcs.read(fields::GUEST_RIP).wrapping_add(length);
+        let rights = vmcs.read(fields::GUEST_CS_ACCESS_RIGHTS);
+        if rights & 1 << 13 == 0 {
+            rip &= 0xffff_ffff;
+        }
+        vmcs.write(fields::GUEST_RIP, rip);
+        let state = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
+        if state & Interruptibility::ONE_INSTRUCTION.bits() != 0 {
+            vmcs.write(
+                fields::GUEST_INTERRUPTIBILITY,
+                Interruptibility::from_bits_retain(state).after_instruction().bits(),
+            );
+            self.attention = true;
+        }
+        let rflags = vmcs.read(fields::GUEST_RFLAGS);
+        if rflags & 1 << 8 != 0 {
+            let pending = vmcs.read(fields::GUEST_PENDING_DEBUG_EXCEPTIONS);
+            vmcs.write(
+                fields::GUEST_PENDING_DEBUG_EXCEPTIONS,
+                pending_debug_after_instruction(pending, rflags),
+            );
+        }
+    }
+
+    /// Chooses what the next entry injects, and asks for an exit when what waits can go in.
+    pub(crate) fn choose_event(&mut self, core: &Core, vmcs: &CurrentVmcs) {
+        let requests = {
+            let mut devices = self.guest.devices.lock();
+            let mut requests = devices.requests(self.index);
+            if requests.contains(Requests::NMI) && !self.nmi {
+                self.nmi = devices.take_nmi(self.index);
+                requests = devices.requests(self.index);
+            }
+            requests
+        };
+        if requests.is_empty() && self.event.is_none() && !self.nmi && self.postponed.is_none() {
+            self.set_windows(vmcs, false, false);
+            return;
+        }
+        let state = Interruptibility::from_bits_retain(vmcs.read(fields::GUEST_INTERRUPTIBILITY));
+        let postponed_nmi = self.postponed.is_some_and(|event| event.kind == InterruptionType::Nmi);
+        let postponed_interrupt = self.postponed.is_some() && !postponed_nmi;
+        let waiting = Waiting {
+            event: self.event,
+            nmi: self.nmi || postponed_nmi,
+            interrupt: requests.contains(Requests::INTERRUPT) || postponed_interrupt,
+        };
+        let choice = choose(&waiting, vmcs.read(fields::GUEST_RFLAGS), state);
+        let event = match choice.injection {
+            Injection::None => None,
+            Injection::Event(event) => {
+                self.event = None;
+                Some(event)
+            }
+            Injection::Nmi => {
+                if postponed_nmi {
+                    self.postponed = None;
+                } else {
+                    self.nmi = false;
+                }
+                core.writer.count(Event::NmiInjected);
+                Some(PendingEvent::NMI)
+            }
+            Injection::Interrupt => {
+                core.writer.count(Event::Interrupt);
+                if postponed_interrupt {
+                    self.postponed.take()
+                } else {
+                    let mut devices = self.guest.devices.lock();
+                    devices.acknowledge(self.index).map(PendingEvent::external)
+                }
+            }
+        };
+        if let Some(event) = event {
+            inject(core, vmcs, &event, state);
+        }
+        // A second interrupt may wait behind the one that goes in.
+        let more = choice.injection == Injection::Interrupt
+            && !self.guest.devices.lock().requests(self.index).is_empty();
+        self.set_windows(vmcs, choice.interrupt_window || more, choice.nmi_window);
+    }
+
+    fn set_windows(&mut self, vmcs: &CurrentVmcs, interrupt: bool, nmi: bool) {
+        let mut primary = PrimaryControls::from_bits_retain(self.controls.primary.bits());
+        primary.set(PrimaryControls::INTERRUPT_WINDOW_EXITING, interrupt);
+        primary.set(PrimaryControls::NMI_WINDOW_EXITING, nmi && self.controls.has(Feature::VirtualNmis));
+        if primary.bits() != self.primary {
+            self.primary = primary.bits();
+            vmcs.write(fields::PRIMARY_CONTROLS, self.primary);
+        }
+    }
+}
+
+/// Writes the VM-entry fields for `event`.
+fn inject(core: &Core, vmcs: &CurrentVmcs, event: &PendingEvent, state: Interruptibility) {
+    if let Some(cr2) = event.cr2 {
+        write_cr2(cr2);
+    }
+    if event.kind == InterruptionType::HardwareException {
+        core.writer.count(Event::Exception);
+    }
+    let fields = event.encode();
+    vmcs.write(fields::ENTRY_INTERRUPTION_INFO, fields.info);
+    if fields.info & 1 << 11 != 0 {
+        vmcs.write(fields::ENTRY_EXCEPTION_ERROR_CODE, fields.error_code);
+    }
+    if event.kind.has_instruction_length() {
+        vmcs.write(fields::ENTRY_INSTRUCTION_LENGTH, fields.instruction_bytes);
+    }
+    let after = state.for_injection(event);
+    if after != state {
+        vmcs.write(fields::GUEST_INTERRUPTIBILITY, after.bits());
+    }
+}

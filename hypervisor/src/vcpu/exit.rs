@@ -1,0 +1,281 @@
+//! The one exit dispatch.
+
+use machine::cpu::control::{ControlState, check_cr8};
+use machine::cpu::event::{Exception, Vector};
+use machine::cpu::exit::{CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType};
+use machine::cpu::registers::Gpr;
+use machine::manifest::End;
+use memory::{Event, Gva};
+
+use super::{Leave, Next, Vcpu};
+use crate::host::interrupts;
+use crate::schedule::Core;
+use crate::vmx::fields;
+use crate::vmx::vmcs::CurrentVmcs;
+
+/// What a guest gets for VMCALL: KVM's "no such hypercall", which guests of any kind take for "nothing there".
+const NO_HYPERCALL: u64 = -1000_i64 as u64;
+
+impl Vcpu {
+    /// Handles one exit. The hottest come first; what nobody knows ends this guest alone.
+    #[inline]
+    pub(crate) fn handle(&mut self, core: &Core, vmcs: &CurrentVmcs, reason: ExitReason) -> Next {
+        match reason {
+            ExitReason::CPUID => {
+                let registers = &mut self.entry.registers;
+                let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
+                let [eax, ebx, ecx, edx] =
+                    self.guest.model.cpuid.query(leaf, subleaf, &self.cpuid_state);
+                registers.rax = eax.into();
+                registers.rbx = ebx.into();
+                registers.rcx = ecx.into();
+                registers.rdx = edx.into();
+                self.skip(vmcs);
+                Next::Resume
+            }
+            ExitReason::EXCEPTION_OR_NMI => self.exception(core, vmcs),
+            ExitReason::CR_ACCESS => self.control_register(core, vmcs),
+            ExitReason::INVLPG => {
+                let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
+                self.invlpg(core, gva);
+                self.skip(vmcs);
+                Next::Resume
+            }
+            ExitReason::IO => self.port(core, vmcs),
+            ExitReason::RDMSR => self.read_msr(core, vmcs),
+            ExitReason::WRMSR => self.write_msr(core, vmcs),
+            ExitReason::EXTERNAL_INTERRUPT => {
+                // Acknowledged by the exit. Ours are the timer and what is spurious: both only mean "look".
+                let vector = vmcs.read(fields::EXIT_INTERRUPTION_INFO) as u8;
+                if vector == crate::host::apic::TIMER_VECTOR {
+                    crate::host::apic::eoi();
+                }
+                self.attention = true;
+                Next::Resume
+            }
+            ExitReason::PREEMPTION_TIMER | ExitReason::NMI_WINDOW => {
+                self.attention = true;
+                Next::Resume
+            }
+            ExitReason::INTERRUPT_WINDOW => {
+                core.writer.count(Event::InterruptWindow);
+                self.attention = true;
+                Next::Resume
+            }
+            ExitReason::HLT => self.halt(vmcs),
+            ExitReason::VMCALL => {
+                self.entry.registers.rax = NO_HYPERCALL;
+                self.skip(vmcs);
+                Next::Resume
+            }
+            // Caches are coherent with all that a guest can reach: nothing to write back.
+            ExitReason::WBINVD | ExitReason::INVD => {
+                self.skip(vmcs);
+                Next::Resume
+            }
+            ExitReason::XSETBV => self.set_xcr(vmcs),
+            ExitReason::MOV_DR => self.debug_register(vmcs),
+            ExitReason::INVPCID => self.invpcid(core, vmcs),
+            // Not offered by CPUID, or not without VMX.
+            ExitReason::RDPMC => self.raise(vmcs, Exception::PROTECTION),
+            ExitReason::MWAIT
+            | ExitReason::MONITOR
+            | ExitReason::GETSEC
+            | ExitReason::INVEPT
+            | ExitReason::INVVPID
+            | ExitReason::VMCLEAR
+            | ExitReason::VMLAUNCH
+            | ExitReason::VMPTRLD
+            | ExitReason::VMPTRST
+            | ExitReason::VMREAD
+            | ExitReason::VMRESUME
+            | ExitReason::VMWRITE
+            | ExitReason::VMXOFF
+            | ExitReason::VMXON
+            | ExitReason::VMFUNC
+            | ExitReason::RSM => self.raise(vmcs, Exception::UNDEFINED),
+            ExitReason::TRIPLE_FAULT => Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"triple fault: an exception while delivering a double fault",
+            )),
+            ExitReason::TASK_SWITCH => Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"a hardware task switch, which Umbra does not emulate: build the kernel without task gates",
+            )),
+            _ => Next::Leave(self.stop(core, vmcs, &format_args!("an exit nobody handles: {reason}"))),
+        }
+    }
+
+    /// An exception that exits whatever the guest wants, or an NMI, which is a kick.
+    fn exception(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let info = InterruptionInfo(vmcs.read(fields::EXIT_INTERRUPTION_INFO));
+        if info.kind() == InterruptionType::Nmi {
+            interrupts::unblock_nmis();
+            self.attention = true;
+            return Next::Resume;
+        }
+        self.restore_nmi_blocking(vmcs, info);
+        match info.vector() {
+            Vector::PF => self.page_fault(core, vmcs),
+            Vector::DB => {
+                // An exit leaves DR6 as it was.
+                let qualification = DebugQualification(vmcs.read(fields::EXIT_QUALIFICATION));
+                self.extended.merge_dr6(qualification);
+                self.fault(core, vmcs, Exception::DEBUG)
+            }
+            Vector::MC => Next::Leave(self.stop(core, vmcs, &"a machine check while it ran")),
+            vector => {
+                let error_code =
+                    info.has_error_code().then(|| vmcs.read(fields::EXIT_INTERRUPTION_ERROR_CODE));
+                self.fault(core, vmcs, Exception { vector, error_code, cr2: None })
+            }
+        }
+    }
+
+    fn control_register(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let access = CrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
+        let change = match access {
+            CrAccess::Write { cr: 3, register } => {
+                self.control.write_cr3(&self.guest.model.control, self.register(vmcs, register))
+            }
+            CrAccess::Read { cr: 3, register } => {
+                self.set_register(vmcs, register, self.control.cr3);
+                self.skip(vmcs);
+                return Next::Resume;
+            }
+            CrAccess::Write { cr: 0, register } => {
+                self.refresh_control(vmcs);
+                let value = self.register(vmcs, register);
+                self.control.write_cr0(value, self.code_size(vmcs))
+            }
+            CrAccess::Write { cr: 4, register } => {
+                self.refresh_control(vmcs);
+                self.control.write_cr4(&self.guest.model.control, self.register(vmcs, register))
+            }
+            CrAccess::Write { cr: 8, register } => {
+                return match check_cr8(self.register(vmcs, register)) {
+                    Ok(cr8) => {
+                        self.guest.devices.lock().set_cr8(self.index, cr8);
+                        self.attention = true;
+                        self.skip(vmcs);
+                        Next::Resume
+                    }
+                    Err(exception) => self.raise(vmcs, exception),
+                };
+            }
+            CrAccess::Read { register, .. } => {
+                let cr8 = self.guest.devices.lock().cr8(self.index);
+                self.set_register(vmcs, register, cr8.into());
+                self.skip(vmcs);
+                return Next::Resume;
+            }
+            CrAccess::Clts => {
+                self.refresh_control(vmcs);
+                Ok(self.control.clear_task_switched())
+            }
+            CrAccess::Lmsw { source } => {
+                self.refresh_control(vmcs);
+                self.control.load_machine_status(source, self.code_size(vmcs))
+            }
+            CrAccess::Write { .. } => Err(Exception::UNDEFINED),
+        };
+        match change {
+            Ok(change) => self.apply(core, vmcs, change),
+            Err(exception) => self.raise(vmcs, exception),
+        }
+    }
+
+    fn halt(&mut self, vmcs: &CurrentVmcs) -> Next {
+        self.skip(vmcs);
+        self.attention = true;
+        // What is due now, or arrives meanwhile, ends the HLT at once.
+        let now_ns = self.guest.now_ns();
+        let mut devices = self.guest.devices.lock();
+        if devices.is_due(now_ns) {
+            devices.advance(now_ns);
+        }
+        if devices.console_is_due() {
+            crate::console::drain(&self.guest, &mut devices);
+        }
+        if !devices.requests(self.index).is_empty() || self.nmi || self.postponed.is_some() {
+            return Next::Resume;
+        }
+        let until = devices.next_deadline_ns(self.index).map(|ns| self.guest.tsc_at(ns));
+        drop(devices);
+        let interrupts_off = vmcs.read(fields::GUEST_RFLAGS) & 1 << 9 == 0;
+        if until.is_none() && interrupts_off {
+            // Nothing can ever wake it: the classic end of a kernel that has no power switch.
+            return Next::Leave(Leave::Ended(End::PowerOff));
+        }
+        Next::Leave(Leave::Halted(until))
+    }
+
+    fn debug_register(&mut self, vmcs: &CurrentVmcs) -> Next {
+        let access = DrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
+        if self.segment_rights(vmcs, machine::cpu::registers::SegmentName::Ss) >> 5 & 3 != 0 {
+            return self.raise(vmcs, Exception::PROTECTION);
+        }
+        let debug_extensions = self.guest_cr4(vmcs) & 1 << 3 != 0;
+        let number = match access.dr {
+            4 | 5 if debug_extensions => return self.raise(vmcs, Exception::UNDEFINED),
+            4 | 5 => access.dr + 2,
+            other => other,
+        };
+        if access.read {
+            let value = if number == 7 { vmcs.read(fields::GUEST_DR7) } else { self.extended.dr(number) };
+            self.set_register(vmcs, access.register, value);
+        } else {
+            let value = self.register(vmcs, access.register);
+            if number >= 6 && value >> 32 != 0 {
+                return self.raise(vmcs, Exception::PROTECTION);
+            }
+            match number {
+                // Bit 10 reads 1; 11, 12, 14 and 15 read 0. General detect would hide from us what we emulate.
+                7 => vmcs.write(fields::GUEST_DR7, value & 0xffff_0fff & !(1 << 11 | 1 << 13) | 1 << 10),
+                _ => self.extended.set_dr(number, value),
+            }
+        }
+        self.skip(vmcs);
+        Next::Resume
+    }
+
+    fn set_xcr(&mut self, vmcs: &CurrentVmcs) -> Next {
+        self.refresh_control(vmcs);
+        let registers = &self.entry.registers;
+        let (number, value) = (registers.rcx as u32, registers.edx_eax());
+        if self.segment_rights(vmcs, machine::cpu::registers::SegmentName::Ss) >> 5 & 3 != 0 {
+            return self.raise(vmcs, Exception::PROTECTION);
+        }
+        match self.control.write_xcr(&self.guest.model.control, number, value) {
+            Ok(change) => {
+                let state: ControlState = change.state;
+                self.control = state;
+                self.cpuid_state.xcr0 = state.xcr0;
+                self.extended.set_xcr0(state.xcr0);
+                self.skip(vmcs);
+                Next::Resume
+            }
+            Err(exception) => self.raise(vmcs, exception),
+        }
+    }
+
+    /// A general register; RSP is in the VMCS.
+    #[inline]
+    pub(crate) fn register(&self, vmcs: &CurrentVmcs, register: Gpr) -> u64 {
+        match register {
+            Gpr::Rsp => vmcs.read(fields::GUEST_RSP),
+            other => self.entry.registers.get(other.number() as u8),
+        }
+    }
+
+    /// Sets a general register; RSP is in the VMCS.
+    #[inline]
+    pub(crate) fn set_register(&mut self, vmcs: &CurrentVmcs, register: Gpr, value: u64) {
+        match register {
+            Gpr::Rsp => vmcs.write(fields::GUEST_RSP, value),
+            other => self.entry.registers.set(other.number() as u8, value),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The page-fault exit.
+
+use machine::cpu::event::Exception;
+use memory::{Event, Gpa, Gva};
+use shadow::{Access, ErrorCode, Fill, Kind, walk};
+
+use super::{Next, Vcpu};
+use crate::schedule::Core;
+use crate::vmx::fields;
+use crate::vmx::vmcs::CurrentVmcs;
+
+/// Fills in a row for one address at one instruction before the guest is taken for stuck (H27). A legitimate
+/// instruction needs a few: its own page, its operands, a split, a table that went unsync.
+const STUCK_AFTER: u32 = 1000;
+
+/// Tells a guest that makes no progress.
+#[derive(Debug, Default)]
+pub(crate) struct Stuck {
+    rip: u64,
+    gva: u64,
+    code: u32,
+    times: u32,
+}
+
+impl Stuck {
+    #[inline]
+    fn again(&mut self, rip: u64, gva: u64, code: u32) -> bool {
+        if (self.rip, self.gva, self.code) == (rip, gva, code) {
+            self.times += 1;
+            self.times > STUCK_AFTER
+        } else {
+            *self = Stuck { rip, gva, code, times: 0 };
+            false
+        }
+    }
+
+    /// The guest did something else.
+    pub fn forget(&mut self) {
+        self.times = 0;
+    }
+}
+
+impl Vcpu {
+    /// What the hardware's error code and the guest's state say of the access.
+    #[inline]
+    fn access(&self, vmcs: &CurrentVmcs, code: ErrorCode) -> Access {
+        let user = code.has(ErrorCode::USER);
+        // Only an explicit access can be excused by AC; one at CPL 3 that is not a user access is implicit.
+        let smap_overridden = self.mmu.paging.smap
+            && !user
+            && vmcs.read(fields::GUEST_RFLAGS) & 1 << 18 != 0
+            && vmcs.read(fields::GUEST_SS_ACCESS_RIGHTS) >> 5 & 3 != 3;
+        Access { kind: code.kind(), user, smap_overridden }
+    }
+
+    pub(crate) fn page_fault(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
+        let code = ErrorCode(vmcs.read(fields::EXIT_INTERRUPTION_ERROR_CODE));
+        let access = self.access(vmcs, code);
+        let found = match walk::walk(&self.mmu.paging, &self.guest.ram, gva, access) {
+            Ok(found) => found,
+            Err(fault) => {
+                core.writer.count(Event::FaultGuest);
+                let exception = Exception::page_fault(fault.code.0, fault.address.0);
+                return self.fault(core, vmcs, exception);
+            }
+        };
+        core.writer.count(Event::FaultShadow);
+        if self.stuck.again(vmcs.read(fields::GUEST_RIP), gva.0, code.0) {
+            return Next::Leave(self.stop(
+                core,
+                vmcs,
+                &format_args!("no progress: the same access to {gva} faulted {STUCK_AFTER} times in a row"),
+            ));
+        }
+        loop {
+            let host = self.guest.surroundings(core);
+            let outcome = self.guest.mmu.lock().fill(&host, &self.mmu, gva, access, &found);
+            match outcome {
+                Fill::Filled | Fill::Changed => return Next::Resume,
+                Fill::Mmio(_) => {
+                    core.writer.count(Event::Mmio);
+                    if code.has(ErrorCode::RESERVED) {
+                        core.writer.count(Event::MmioMarked);
+                    }
+                    return self.emulate(core, vmcs);
+                }
+                Fill::EmulateWrite(_) => return self.emulate(core, vmcs),
+                Fill::Short => {
+                    if self.guest.supply(core, self.mmu.paging.mode.shadow_is_pae()).is_err() {
+                        return self.starved(core, vmcs);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Translates `gva` for an access that the emulator makes on the guest's behalf.
+    ///
+    /// # Errors
+    /// The guest's page fault.
+    pub(crate) fn translate(&self, gva: Gva, kind: Kind, user: bool, alignment_check: bool) -> Result<Gpa, Exception> {
+        let access = Access { kind, user, smap_overridden: !user && alignment_check };
+        match walk::walk(&self.mmu.paging, &self.guest.ram, gva, access) {
+            Ok(found) => Ok(Gpa(found.gfn.address().0 | gva.offset())),
+            Err(fault) => Err(Exception::page_fault(fault.code.0, fault.address.0)),
+        }
+    }
+}

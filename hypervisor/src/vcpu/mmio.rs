@@ -1,0 +1,210 @@
+//! Instructions that touch device memory (or, rarely, a page the shadow cannot express): the emulator, lent this
+//! vCPU's registers and address space.
+
+use machine::cpu::event::Exception;
+use machine::cpu::registers::{CodeSize, Gpr, SegmentName, SegmentState, Width};
+use machine::device::{self, Outcome as DeviceOutcome};
+use machine::emulate::{self, Bus, Cpu, Fault, INSTRUCTION_BYTES_MAX, Outcome};
+use memory::{Gpa, GuestMemory, Gva};
+use shadow::Kind;
+
+use super::{Next, Vcpu};
+use crate::schedule::Core;
+use crate::vmx::fields;
+use crate::vmx::guest_state::SegmentName as VmcsSegment;
+use crate::vmx::vmcs::CurrentVmcs;
+
+/// A vCPU as the emulator sees it.
+pub(super) struct View<'a> {
+    pub vcpu: &'a mut Vcpu,
+    pub vmcs: &'a CurrentVmcs,
+    pub core: &'a Core,
+    /// What a port write led to.
+    pub outcome: DeviceOutcome,
+}
+
+fn vmcs_segment(name: SegmentName) -> VmcsSegment {
+    match name {
+        SegmentName::Es => VmcsSegment::Es,
+        SegmentName::Cs => VmcsSegment::Cs,
+        SegmentName::Ss => VmcsSegment::Ss,
+        SegmentName::Ds => VmcsSegment::Ds,
+        SegmentName::Fs => VmcsSegment::Fs,
+        SegmentName::Gs => VmcsSegment::Gs,
+    }
+}
+
+pub(super) fn device_width(width: Width) -> device::Width {
+    match width {
+        Width::Byte => device::Width::Byte,
+        Width::Word => device::Width::Word,
+        Width::Dword => device::Width::Dword,
+        Width::Qword => device::Width::Qword,
+    }
+}
+
+impl Cpu for View<'_> {
+    fn register(&self, register: Gpr) -> u64 {
+        self.vcpu.register(self.vmcs, register)
+    }
+    fn set_register(&mut self, register: Gpr, value: u64) {
+        self.vcpu.set_register(self.vmcs, register, value);
+    }
+    fn rip(&self) -> u64 {
+        self.vmcs.read(fields::GUEST_RIP)
+    }
+    fn set_rip(&mut self, rip: u64) {
+        self.vmcs.write(fields::GUEST_RIP, rip);
+    }
+    fn rflags(&self) -> u64 {
+        self.vmcs.read(fields::GUEST_RFLAGS)
+    }
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcs.write(fields::GUEST_RFLAGS, rflags);
+    }
+    fn code_size(&self) -> CodeSize {
+        self.vcpu.code_size(self.vmcs)
+    }
+    fn segment(&self, name: SegmentName) -> SegmentState {
+        let segment = vmcs_segment(name).read(self.vmcs);
+        SegmentState {
+            selector: segment.selector,
+            base: segment.base,
+            limit: segment.limit,
+            rights: segment.access.0,
+        }
+    }
+    fn segment_base(&self, name: SegmentName) -> u64 {
+        match name {
+            SegmentName::Fs => self.vmcs.read(fields::GUEST_FS_BASE),
+            SegmentName::Gs => self.vmcs.read(fields::GUEST_GS_BASE),
+            other => self.segment(other).base,
+        }
+    }
+}
+
+impl View<'_> {
+    fn translate(&self, gva: Gva, kind: Kind) -> Result<Gpa, Fault> {
+        let user = self.vmcs.read(fields::GUEST_SS_ACCESS_RIGHTS) >> 5 & 3 == 3;
+        let alignment_check = self.vmcs.read(fields::GUEST_RFLAGS) & 1 << 18 != 0;
+        Ok(self.vcpu.translate(gva, kind, user, alignment_check)?)
+    }
+
+    /// The shadow hears of the write before it happens (H16).
+    fn before_write(&self, gpa: Gpa) {
+        let guest = &self.vcpu.guest;
+        let host = guest.surroundings(self.core);
+        guest.mmu.lock().before_write(&host, gpa.page());
+    }
+}
+
+impl Bus for View<'_> {
+    fn load(&mut self, gva: Gva, width: Width) -> Result<u64, Fault> {
+        let gpa = self.translate(gva, Kind::Read)?;
+        let guest = &self.vcpu.guest;
+        let mut bytes = [0; 8];
+        if guest.ram.read(gpa, &mut bytes[..width.bytes()]).is_ok() {
+            return Ok(u64::from_le_bytes(bytes));
+        }
+        let now_ns = guest.now_ns();
+        let width = device_width(width);
+        Ok(guest.devices.lock().mmio_read(self.vcpu.index, gpa, width, now_ns).unwrap_or(width.ones()))
+    }
+
+    fn store(&mut self, gva: Gva, width: Width, value: u64) -> Result<(), Fault> {
+        let gpa = self.translate(gva, Kind::Write)?;
+        if self.vcpu.guest.ram.slots.pfn(gpa.page()).is_some() {
+            self.before_write(gpa);
+            // Just found to be RAM, and RAM does not go away.
+            let _ = self.vcpu.guest.ram.write(gpa, &value.to_le_bytes()[..width.bytes()]);
+            return Ok(());
+        }
+        let guest = &self.vcpu.guest;
+        let now_ns = guest.now_ns();
+        // A write that nobody takes is lost, as on a bus.
+        let _ = guest.devices.lock().mmio_write(self.vcpu.index, gpa, device_width(width), value, now_ns);
+        Ok(())
+    }
+
+    fn check_write(&mut self, gva: Gva, bytes: usize) -> Result<(), Fault> {
+        self.translate(gva, Kind::Write)?;
+        let last = Gva(gva.0.wrapping_add(bytes as u64 - 1));
+        if last.0 >> 12 != gva.0 >> 12 {
+            self.translate(last, Kind::Write)?;
+        }
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self, gva: Gva, width: Width, old: u64, new: u64) -> Result<bool, Fault> {
+        let gpa = self.translate(gva, Kind::Write)?;
+        let ram = &self.vcpu.guest.ram;
+        if ram.slots.pfn(gpa.page()).is_some() {
+            self.before_write(gpa);
+            let aligned = gpa.0 % width.bytes() as u64 == 0;
+            let exchanged = match width {
+                Width::Qword if aligned => ram.compare_exchange_u64(gpa, old, new),
+                Width::Dword if aligned => ram.compare_exchange_u32(gpa, old as u32, new as u32),
+                _ => ram.write(gpa, &new.to_le_bytes()[..width.bytes()]).map(|()| true),
+            };
+            return Ok(exchanged.unwrap_or(true));
+        }
+        self.store(gva, width, new)?;
+        Ok(true)
+    }
+}
+
+impl Vcpu {
+    /// The instruction's bytes, as far as they can be fetched.
+    pub(super) fn instruction_bytes(&self, vmcs: &CurrentVmcs, bytes: &mut [u8; INSTRUCTION_BYTES_MAX]) -> usize {
+        let base = match self.code_size(vmcs) {
+            CodeSize::Bits64 => 0,
+            _ => vmcs.read(fields::GUEST_CS_BASE),
+        };
+        let start = base.wrapping_add(vmcs.read(fields::GUEST_RIP));
+        let user = vmcs.read(fields::GUEST_SS_ACCESS_RIGHTS) >> 5 & 3 == 3;
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = Gva(start.wrapping_add(done as u64));
+            let Ok(gpa) = self.translate(at, Kind::Fetch, user, false) else { break };
+            let count = (bytes.len() - done).min((memory::PAGE_SIZE - at.offset()) as usize);
+            if self.guest.ram.read(gpa, &mut bytes[done..done + count]).is_err() {
+                break;
+            }
+            done += count;
+        }
+        done
+    }
+
+    /// Carries out the present instruction in the guest's place.
+    pub(crate) fn emulate(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let mut bytes = [0; INSTRUCTION_BYTES_MAX];
+        let count = self.instruction_bytes(vmcs, &mut bytes);
+        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done };
+        let outcome = emulate::emulate(&mut view, &bytes[..count]);
+        self.stuck.forget();
+        self.after_emulation(core, vmcs, outcome)
+    }
+
+    /// What an emulated instruction leaves to be done.
+    pub(super) fn after_emulation(&mut self, core: &Core, vmcs: &CurrentVmcs, outcome: Outcome) -> Next {
+        // Device state may have changed under it.
+        self.attention = true;
+        match outcome {
+            Outcome::Done => {
+                // The delivery of an event that touched a device is not repeated by its instruction.
+                self.advance(vmcs, 0);
+                Next::Resume
+            }
+            Outcome::Continue | Outcome::Retry => Next::Resume,
+            Outcome::Exception(exception) => {
+                let exception: Exception = exception;
+                self.fault(core, vmcs, exception)
+            }
+            Outcome::Unsupported => Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"an access to device memory by an instruction that the emulator does not know",
+            )),
+        }
+    }
+}

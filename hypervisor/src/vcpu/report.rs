@@ -1,0 +1,82 @@
+//! The end of a guest that did something it may not: a report that a person can act on.
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use machine::cpu::exit::InterruptionInfo;
+use machine::cpu::registers::SegmentState;
+use machine::cpu::report::{Report, TableRegister};
+use machine::emulate::INSTRUCTION_BYTES_MAX;
+use machine::manifest::End;
+use memory::Event;
+
+use super::{Leave, Vcpu};
+use crate::schedule::Core;
+use crate::vmx::entry::read_cr2;
+use crate::vmx::fields;
+use crate::vmx::guest_state::GuestState;
+use crate::vmx::vmcs::CurrentVmcs;
+
+impl Vcpu {
+    /// Stops this guest, and it alone, for `cause`.
+    #[cold]
+    pub(crate) fn stop(&mut self, core: &Core, vmcs: &CurrentVmcs, cause: &dyn fmt::Display) -> Leave {
+        core.writer.count(Event::GuestStopped);
+        self.refresh_control(vmcs);
+        let state = GuestState::read(vmcs, &self.controls);
+        let mut bytes = [0; INSTRUCTION_BYTES_MAX];
+        let count = self.instruction_bytes(vmcs, &mut bytes);
+        let mut registers = *self.entry.registers.as_array();
+        registers[4] = state.rsp;
+        let segments = state.segments.map(|segment| SegmentState {
+            selector: segment.selector,
+            base: segment.base,
+            limit: segment.limit,
+            rights: segment.access.0,
+        });
+        // The VMCS lists ES, CS, SS, DS, FS, GS, LDTR, TR as the report does.
+        let report = Report {
+            guest: self.guest.name(),
+            vcpu: self.index as u32,
+            cause,
+            reason_field: vmcs.read(fields::EXIT_REASON),
+            qualification: vmcs.read(fields::EXIT_QUALIFICATION),
+            interruption: InterruptionInfo(vmcs.read(fields::EXIT_INTERRUPTION_INFO)),
+            interruption_error: vmcs.read(fields::EXIT_INTERRUPTION_ERROR_CODE),
+            vectoring: InterruptionInfo(vmcs.read(fields::IDT_VECTORING_INFO)),
+            registers,
+            rip: state.rip,
+            rflags: state.rflags,
+            cr2: read_cr2(),
+            control: self.control,
+            segments,
+            gdtr: TableRegister { base: state.gdtr.base, limit: state.gdtr.limit.into() },
+            idtr: TableRegister { base: state.idtr.base, limit: state.idtr.limit.into() },
+            instruction: &bytes[..count],
+            history: &self.log,
+        };
+        log::warn!("{report}");
+        Leave::Ended(End::Crash)
+    }
+
+    /// A benchmark guest begins or ends an operation: the exits between the two are told.
+    pub(crate) fn bench_mark(&mut self, begin: bool) {
+        if begin {
+            self.bench_start = self.exits();
+        } else {
+            // The OUT that ends the operation is itself an exit.
+            let exits = self.exits().wrapping_sub(self.bench_start).saturating_sub(1);
+            crate::console::bench(&self.guest, exits);
+        }
+    }
+
+    /// Whether it wants to run though it halted.
+    pub fn wants_attention(&self) -> bool {
+        self.guest.attention.load(Ordering::Acquire) || self.guest.stop_requested.load(Ordering::Acquire)
+    }
+
+    /// The guest it belongs to.
+    pub fn guest(&self) -> &crate::guest::Guest {
+        &self.guest
+    }
+}
