@@ -210,6 +210,9 @@ const ROLE_CR4: Cr4 = Cr4::PAE.union(Cr4::PSE).union(Cr4::LA57).union(Cr4::SMEP)
 /// Bit 63 of a value moved to CR3 while CR4.PCIDE is set: keep the translations of the new PCID.
 const CR3_NO_FLUSH: u64 = 1 << 63;
 
+/// The operand of a MOV outside 64-bit mode.
+const LOW_HALF: u64 = 0xffff_ffff;
+
 /// XCR0 components.
 pub mod xcr0 {
     /// x87 state; always set.
@@ -266,6 +269,12 @@ impl ControlState {
         }
     }
 
+    /// What a MOV to a control register takes of its source: a 32-bit operand outside IA-32e mode.
+    #[inline]
+    const fn operand(&self, register: u64) -> u64 {
+        if self.efer.contains(Efer::LMA) { register } else { register & LOW_HALF }
+    }
+
     /// Takes over the bits that the guest may have changed without an exit, from the VMCS guest CR0 and CR4.
     #[inline]
     pub fn refresh(&mut self, model: &ControlModel, fixed: &FixedBits, hardware_cr0: u64, hardware_cr4: u64) {
@@ -280,6 +289,7 @@ impl ControlState {
     /// # Errors
     /// The exception to inject; nothing has changed.
     pub fn write_cr0(&self, value: u64, code: CodeSize) -> Result<Change, Exception> {
+        let value = if code == CodeSize::Bits64 { value } else { value & LOW_HALF };
         if value >> 32 != 0 {
             return Err(Exception::PROTECTION);
         }
@@ -337,7 +347,7 @@ impl ControlState {
         self.write_cr0(kept | low, code)
     }
 
-    /// MOV to CR3. Outside 64-bit mode pass the register's low 32 bits. Where it succeeds the TLB is flushed
+    /// MOV to CR3; outside IA-32e mode the register's low 32 bits count. Where it succeeds the TLB is flushed
     /// unless the guest said otherwise: `effects` tells. Writing the same value still reloads the PDPTEs.
     ///
     /// # Errors
@@ -345,7 +355,7 @@ impl ControlState {
     #[inline]
     pub fn write_cr3(&self, model: &ControlModel, value: u64) -> Result<Change, Exception> {
         let keep = self.cr4.contains(Cr4::PCIDE) && value & CR3_NO_FLUSH != 0;
-        let value = if keep { value & !CR3_NO_FLUSH } else { value };
+        let value = if keep { value & !CR3_NO_FLUSH } else { self.operand(value) };
         if value >> model.physical_bits != 0 {
             return Err(Exception::PROTECTION);
         }
@@ -356,11 +366,12 @@ impl ControlState {
         Ok(Change { state: Self { cr3: value, ..*self }, effects })
     }
 
-    /// MOV to CR4.
+    /// MOV to CR4; outside IA-32e mode the register's low 32 bits count.
     ///
     /// # Errors
     /// The exception to inject; nothing has changed.
     pub fn write_cr4(&self, model: &ControlModel, value: u64) -> Result<Change, Exception> {
+        let value = self.operand(value);
         if value & !model.cr4_allowed.bits() != 0 {
             return Err(Exception::PROTECTION);
         }
@@ -539,7 +550,8 @@ mod tests {
         let state = protected();
         assert_eq!(state.write_cr0(Cr0::PG.bits(), CodeSize::Bits32), GP);
         assert_eq!(state.write_cr0((Cr0::PE | Cr0::NW).bits(), CodeSize::Bits32), GP);
-        assert_eq!(state.write_cr0(1 << 32 | 1, CodeSize::Bits32), GP);
+        assert_eq!(state.write_cr0(1 << 32 | 1, CodeSize::Bits64), GP);
+        assert!(state.write_cr0(1 << 32 | 1, CodeSize::Bits32).is_ok(), "a 32-bit operand");
         let change = state.write_cr0(0x11 | 1 << 6, CodeSize::Bits32).unwrap();
         assert_eq!(change.state.cr0, Cr0::PE | Cr0::ET, "reserved bits are dropped");
         assert_eq!(change.effects, Effects::empty());

@@ -361,7 +361,9 @@ impl CpuidModel {
     pub fn msr_model(&self) -> MsrModel {
         MsrModel {
             physical_bits: self.physical_bits(),
-            arch_capabilities: self.arch_capabilities.filter(|_| self.basic_max >= 7),
+            arch_capabilities: self
+                .arch_capabilities
+                .filter(|_| self.stored(7, 0)[EDX] & LEAF7_EDX_ARCH_CAPABILITIES != 0),
             speculation_control: self.stored(7, 0)[EDX] & LEAF7_EDX_SPECULATION != 0,
             rdtscp: self.stored_extended(1)[EDX] & EXTENDED1_EDX_RDTSCP != 0,
             xsaves: self.stored(0xd, 1)[EAX] & LEAFD_1_EAX_XSAVES != 0,
