@@ -187,7 +187,7 @@ impl Vcpu {
     }
 
     /// Takes the vCPU onto this core: its VMCS becomes the current one, the state outside of it is loaded.
-    fn load(&mut self, core: &Core) -> CurrentVmcs {
+    fn load(&mut self, core: &Core) -> Result<CurrentVmcs, Leave> {
         // SAFETY: the core is in VMX operation; a vCPU belongs to one core, and the VMCS that was current before
         // is not used until its vCPU is loaded again.
         let vmcs = unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded");
@@ -197,11 +197,14 @@ impl Vcpu {
             let host_state = unsafe { HostState::of_this_core() };
             host_state.write(&vmcs, &self.controls);
             self.mmu.forget_tags();
+            if let Err(Next::Leave(leave)) = self.load_root(core, &vmcs) {
+                return Err(leave);
+            }
         }
         self.guest.presence.core.store(core.index as u32, Ordering::Release);
         core.writer.count(Event::VcpuSwitch);
         self.extended.load(&self.guest.model, &self.control);
-        vmcs
+        Ok(vmcs)
     }
 
     /// The core will run another vCPU.
@@ -213,7 +216,10 @@ impl Vcpu {
     /// core since.
     pub fn run(&mut self, core: &Core, switch: bool, slice_end_tsc: u64) -> Leave {
         let vmcs = if switch || !self.loaded {
-            self.load(core)
+            match self.load(core) {
+                Ok(vmcs) => vmcs,
+                Err(leave) => return leave,
+            }
         } else {
             // SAFETY: no other VMCS was loaded on this core since this one.
             unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded")

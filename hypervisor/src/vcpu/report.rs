@@ -17,6 +17,25 @@ use crate::vmx::fields;
 use crate::vmx::guest_state::GuestState;
 use crate::vmx::vmcs::CurrentVmcs;
 
+/// Prints a text line by line.
+#[derive(Default)]
+struct Lines(heapless::String<200>);
+
+impl fmt::Write for Lines {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for piece in text.split_inclusive('\n') {
+            let _ = self.0.push_str(piece.trim_end_matches('\n'));
+            if piece.ends_with('\n') {
+                if !self.0.is_empty() {
+                    crate::host::log::raw(format_args!("{}", self.0));
+                }
+                self.0.clear();
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Vcpu {
     /// Stops this guest, and it alone, for `cause`.
     #[cold]
@@ -55,7 +74,10 @@ impl Vcpu {
             instruction: &bytes[..count],
             history: &self.log,
         };
-        log::warn!("{report}");
+        log::warn!("guest {} is stopped: {cause}", self.guest.name());
+        let mut lines = Lines::default();
+        // Writing into the buffer cannot fail: what does not fit into a line is cut.
+        let _ = fmt::write(&mut lines, format_args!("{report}\n"));
         Leave::Ended(End::Crash)
     }
 
