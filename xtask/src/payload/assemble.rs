@@ -1,6 +1,11 @@
 //! Reads, builds or fetches every file of a plan, and packs them.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use machine::{
@@ -14,6 +19,9 @@ use crate::workspace;
 
 /// The command line of Linux guests that give none.
 const LINUX_CMDLINE: &str = "console=ttyS0,115200 quiet";
+
+/// Payloads older than this are removed when a new one is made.
+const PAYLOAD_KEPT: Duration = Duration::from_secs(3600);
 
 /// How the payload is to be made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,11 +63,25 @@ pub fn assemble(plan: &Plan, options: &Options) -> Result<Payload> {
     }
     let packed = blob::pack(&manifest, &assembler.files)?;
     let folder = workspace::cache_folder("payload")?;
+    prune(&folder);
     let unfinished = tempfile::NamedTempFile::new_in(&folder)?;
     fs::write(unfinished.path(), &packed)?;
     let path = folder.join(format!("{}.bin", workspace::content_key(&[unfinished.path()])?));
     unfinished.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Payload { path, manifest, notes })
+}
+
+/// Removes payloads that no run can still be reading; what fails stays, it only costs space.
+fn prune(folder: &Path) {
+    let old = |path: &Path| {
+        let age = fs::metadata(path).ok()?.modified().ok()?.elapsed().ok()?;
+        Some(age > PAYLOAD_KEPT)
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if old(&entry.path()) == Some(true) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 enum Found {
@@ -121,9 +143,11 @@ impl Assembler<'_> {
                 Part::Module(index) => guest.modules.get(index).map_or(&guest.kernel, |(file, _)| file),
                 _ => &guest.kernel,
             };
+            // The loader's errors end in what to do, behind a semicolon.
             let text = format!("guest `{}` cannot be loaded: {error}", guest.name);
-            let remedy = "give another file, or the guest other settings, as said";
-            return Err(self.problem(place, &text, "here", remedy).into());
+            let (text, remedy) =
+                text.rsplit_once("; ").unwrap_or((&text, "give another file, or the guest other settings"));
+            return Err(self.problem(place, text, "here", remedy).into());
         }
         let config = GuestConfig {
             name: guest.name.clone(),
