@@ -5,14 +5,14 @@
 mod linux;
 mod micro;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use xtask::{
     emulator::{End, Machine, Outcome},
-    hypervisor,
     packages::{self, Need},
+    prepare::elf,
     progress::stage,
 };
 
@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Leave out Debian's kernel, which takes a minute
     #[arg(long)]
     no_linux: bool,
+    /// A hypervisor ELF to measure instead of building one
+    #[arg(long, value_name = "ELF")]
+    kernel: Option<PathBuf>,
 }
 
 /// A table to read or one to compute with.
@@ -58,7 +61,7 @@ struct Row {
 /// Measures and prints; fails where a figure misses its target.
 pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
     packages::ensure(&[Need::Bochs])?;
-    let umbra = stage("building the hypervisor", hypervisor::build)?;
+    let umbra = elf(arguments.kernel.as_deref())?;
     let mut rows = Vec::new();
     let mut complete = true;
     let mut take = |what: &str, result: Result<Vec<Row>>| match result {
@@ -132,14 +135,7 @@ fn print_csv(rows: &[Row]) {
 
 fn print_table(rows: &[Row]) {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header([
-        "operation",
-        "ticks",
-        "exits",
-        "native",
-        "KVM shadow",
-        "x native",
-    ]);
+    table.load_style(NOTHING).set_header(["operation", "ticks", "exits", "native", "KVM shadow", "x native"]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -7,6 +7,7 @@ mod bochs;
 mod probe;
 mod qemu;
 mod running;
+mod seed;
 
 pub use bochs::VMX_MODELS;
 pub use probe::{choose, kvm_has_vmx};

@@ -45,7 +45,8 @@ pub fn prepare_blob(payload: &Path, kernel: Option<&Path>) -> Result<Prepared> {
     pack(elf(kernel)?, Some(payload))
 }
 
-fn elf(kernel: Option<&Path>) -> Result<Hypervisor> {
+/// The hypervisor: this ELF, or built now.
+pub fn elf(kernel: Option<&Path>) -> Result<Hypervisor> {
     match kernel {
         Some(symbols) => Ok(Hypervisor { symbols: symbols.into(), stripped: hypervisor::strip(symbols)? }),
         None => stage("building the hypervisor", hypervisor::build),

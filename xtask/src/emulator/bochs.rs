@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::{
     Machine, Running, Sink,
     running::{self, Port},
+    seed,
 };
 
 /// The model that suits guests that calibrate their timers.
@@ -40,6 +41,9 @@ pub fn start(machine: &Machine, folder: TempDir, sinks: Vec<Sink>) -> Result<Run
         .stdin(Stdio::null())
         .stdout(File::create(folder.path().join("stdout.txt"))?)
         .stderr(File::create(folder.path().join("stderr.txt"))?);
+    if let Some(library) = seed::library() {
+        command.env("LD_PRELOAD", library);
+    }
     Running::new(command, port, folder, "bochs.log", sinks)
 }
 
@@ -67,7 +71,7 @@ fn configuration(machine: &Machine, disk_bytes: u64, port: &Port) -> String {
          clock: sync=none, time0=1700000000, rtc_sync=0\n\
          com1: enabled=true, {com1}\n\
          pci: enabled=1, chipset=i440fx, slot1=cirrus\n\
-         vga: extension=cirrus, update_freq=1\n\
+         vga: extension=cirrus, update_freq=1, realtime=0\n\
          log: bochs.log\n\
          panic: action=fatal, term=report\n\
          error: action=report\n\
