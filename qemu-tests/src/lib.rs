@@ -5,7 +5,7 @@
 //! ```text
 //! [NAME] a line of guest NAME
 //! umbra: a line of the hypervisor
-//! umbra: guest NAME ended: power-off          (or: exit CODE, reset, crash: WHY)
+//! umbra: guest NAME ended: power-off          (or: exit CODE, reset, crash)
 //! umbra: exit N                               the verdict: 0 if every guest ended as expected
 //! ```
 

@@ -61,7 +61,7 @@ impl Verdict {
     /// A guest ended for a reason that begins so.
     pub fn guest_ended(&self, guest: &str, reason: &str) -> Result<&Self> {
         let line = format!("umbra: guest {guest} ended: {reason}");
-        let found = self.outcome.output.lines().any(|printed| printed.starts_with(&line));
+        let found = self.outcome.output.lines().any(|printed| without_stamp(printed).starts_with(&line));
         ensure!(found, "there is no line `{line}`; {}", self.tail());
         Ok(self)
     }
@@ -82,5 +82,29 @@ impl Verdict {
         let log: Vec<&str> = self.outcome.emulator_log.lines().collect();
         let log = log[log.len().saturating_sub(8)..].join("\n");
         format!("the last output:\n{last}\nthe emulator's last words:\n{log}")
+    }
+}
+
+/// A line of the hypervisor's without its time, `[milliseconds] `. A guest's line keeps its name, so that no
+/// guest can speak for the hypervisor.
+fn without_stamp(line: &str) -> &str {
+    line.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .filter(|(stamp, _)| {
+            (stamp.starts_with(' ') || stamp.len() > 6) && stamp.trim().bytes().all(|b| b.is_ascii_digit())
+        })
+        .map_or(line, |(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_hypervisors_lines_lose_their_stamp() {
+        assert_eq!(without_stamp("[   134] umbra: x"), "umbra: x");
+        assert_eq!(without_stamp("umbra: x"), "umbra: x");
+        assert_eq!(without_stamp("[hello] umbra: x"), "[hello] umbra: x");
+        assert_eq!(without_stamp("[134] umbra: x"), "[134] umbra: x");
     }
 }

@@ -42,7 +42,7 @@ fn run(name: &'static str, said: &'static [&'static str]) -> anyhow::Result<()> 
         verdict.guest_says(name, text)?;
     }
     verdict.guest_says_times(name, "BAD", 0)?;
-    verdict.guest_ended(name, if name == "triple-fault" { "crash: " } else { "exit 0" })?;
+    verdict.guest_ended(name, if name == "triple-fault" { "crash" } else { "exit 0" })?;
     verdict.success()?;
     Ok(())
 }
