@@ -95,11 +95,18 @@ fn run(machine: &Machine, timeout: Duration) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// N of the line in which the hypervisor sums up a guest: `... ended ...: ..., N exits`.
-fn exits_of(output: &str) -> Option<f64> {
-    output.lines().filter(|line| line.starts_with("umbra: ")).find_map(|line| {
-        let words: Vec<&str> = line.split([' ', ',', '=']).filter(|word| !word.is_empty()).collect();
-        words.windows(2).find(|pair| pair[1] == "exits").and_then(|pair| pair[0].parse().ok())
+/// What the hypervisor says when a guest has ended: `umbra: guest NAME ended: HOW (N exits, T ticks)`.
+struct Ended {
+    exits: f64,
+    ticks: f64,
+}
+
+fn ended(output: &str) -> Option<Ended> {
+    output.lines().find_map(|line| {
+        let (_, summary) = line.split_once("umbra: guest ")?.1.rsplit_once('(')?;
+        let words: Vec<&str> = summary.split([' ', ',', ')']).filter(|word| !word.is_empty()).collect();
+        let count = |unit: &str| words.windows(2).find(|pair| pair[1] == unit)?[0].parse().ok();
+        Some(Ended { exits: count("exits")?, ticks: count("ticks")? })
     })
 }
 
@@ -169,8 +176,10 @@ mod tests {
     }
 
     #[test]
-    fn exits_are_found_in_the_summary() {
-        assert_eq!(exits_of("[g] 5 exits\numbra: guest g ended: power-off, 1234 exits\n"), Some(1234.0));
-        assert_eq!(exits_of("umbra: exit 0\n"), None);
+    fn the_summary_of_a_guest_is_read() {
+        let ended =
+            ended("[g] (5 exits, 1 ticks)\n[ 1668] umbra: guest g ended: power-off (52 exits, 156 ticks)\n");
+        assert!(ended.is_some_and(|ended| ended.exits == 52.0 && ended.ticks == 156.0));
+        assert!(super::ended("umbra: exit 0\n").is_none());
     }
 }

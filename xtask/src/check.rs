@@ -14,16 +14,18 @@ use xtask::{
 /// Crates that run, or whose tests run, on the host.
 const HOST: &[&str] = &["memory", "shadow", "machine", "hypervisor", "xtask", "qemu-tests"];
 /// Crates that are built for the bare machine.
-const BARE: &[&str] = &["memory", "shadow", "machine", "hypervisor", "boot", "test-guests"];
+const BARE: &[&str] = &["memory", "shadow", "machine", "hypervisor", "boot", "native", "test-guests"];
 /// Crates without unsafe code, by design: all that is hard to get right about guests is in them.
 const PURE: &[&str] = &["hypervisor/machine", "hypervisor/shadow", "hypervisor/memory"];
 /// Crates that offer privileged instructions; a pure crate depends on none.
 const PRIVILEGED: &[&str] = &["x86", "x86_64", "uart_16550", "acpi", "raw-cpuid"];
 
+type Check = fn() -> Result<()>;
+
 /// Runs every check, also after one has failed.
 pub fn check() -> Result<ExitCode> {
     packages::ensure_rust()?;
-    let checks: &[(&str, fn() -> Result<()>)] = &[
+    let checks: &[(&str, Check)] = &[
         ("formatting", formatting),
         ("lints, host crates and tests", host_lints),
         ("lints, bare-metal crates", bare_lints),

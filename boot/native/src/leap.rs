@@ -115,7 +115,7 @@ fn map() {
         let directory = DIRECTORIES + gib * 4096;
         middle[gib as usize] = directory | PRESENT_WRITABLE;
         let entries =
-            core::array::from_fn(|index| (gib << 30) + ((index as u64) << 21) | LARGE | PRESENT_WRITABLE);
+            core::array::from_fn(|index| (gib << 30) | ((index as u64) << 21) | LARGE | PRESENT_WRITABLE);
         // SAFETY: as above.
         unsafe { table(directory).write(entries) };
     }

@@ -85,13 +85,15 @@ fn figure(line: &str) -> Option<(&str, f64)> {
     if count > 0.0 { Some((op, total / count)) } else { None }
 }
 
-/// The hypervisor counts the exits between a guest's two marks, and prints `bench: N exits` behind them; the
-/// operation's own line follows.
+/// The hypervisor counts the exits between a guest's two marks, and says `umbra: guest NAME: exits=N` behind the
+/// second; the operation's own line follows.
 fn exits_per_op(output: &str, op: &str) -> Option<f64> {
-    let mut exits = None;
+    let mut exits: Option<f64> = None;
     for line in output.lines() {
-        if let Some((_, rest)) = line.split_once("bench: ") {
-            exits = rest.split_whitespace().next().and_then(|count| count.parse::<f64>().ok());
+        if let Some((_, count)) =
+            line.split_once("umbra: guest ").and_then(|(_, rest)| rest.split_once(": exits="))
+        {
+            exits = count.trim().parse().ok();
         } else if let Some((_, rest)) = line.split_once("B ")
             && rest.split_whitespace().next() == Some(op)
         {
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "[bench] ROUND 0\n[bench] B cpuid_leaf0 n=1000 ticks=109000 per=109.0\n\
-        umbra: bench: 2000 exits\n[bench] B cr3 n=1000 ticks=5000 per=5.0\n[bench] B cpuid_leaf0 n=1000 ticks=105000\n";
+        [  12] umbra: guest bench: exits=2000\n[bench] B cr3 n=1000 ticks=5000 per=5.0\n[bench] B cpuid_leaf0 n=1000 ticks=105000\n";
 
     #[test]
     fn the_least_of_the_rounds_counts() {
