@@ -142,7 +142,15 @@ fn print_csv(rows: &[Row]) {
 
 fn print_table(rows: &[Row]) {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["operation", "ticks", "exits", "native", "KVM shadow", "x native"]);
+    table.load_style(NOTHING).set_header([
+        "operation",
+        "ticks",
+        "exits",
+        "native",
+        "KVM shadow",
+        "x native",
+        "x KVM",
+    ]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -157,6 +165,7 @@ fn print_table(rows: &[Row]) {
             cell(row.native, 1),
             cell(row.kvm, 1),
             cell(row.native.map(|native| row.ticks / native), 2),
+            cell(row.kvm.map(|kvm| row.ticks / kvm), 2),
         ]);
     }
     println!("{table}");

@@ -28,13 +28,8 @@ pub fn measure(umbra: &Hypervisor) -> Result<Vec<Row>> {
         let plan = manifest::check(&Source::from_text("bench", &text), &Limits::default())?;
         let payload = payload::assemble(&plan, &Options::default())?.path;
         let image = image::pack(&umbra.stripped, Some(&payload))?;
-        let machine = Machine {
-            cores: 1,
-            cpu: Some(CPU.into()),
-            backend: Backend::Bochs,
-            ips: 4_000_000,
-            ..Machine::new(image)
-        };
+        let machine =
+            Machine { cores: 1, cpu: Some(CPU.into()), backend: Backend::Bochs, ..Machine::new(image) };
         let outcome = run(&machine, TIMEOUT)?;
         let found = least_of_rounds(&outcome.output);
         ensure!(!found.is_empty(), "guest:{guest} printed no figure; its output:\n{}", outcome.output);
