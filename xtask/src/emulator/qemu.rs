@@ -38,7 +38,8 @@ pub fn start(machine: &Machine, folder: TempDir, sinks: Vec<Sink>) -> Result<Run
     } else {
         // A thread for each processor changes how their steps interleave from run to run.
         command.args(["-accel", "tcg,thread=single"]);
-        "max"
+        // All there is, and not AMD's, or the hypervisor would say that this is what is wrong.
+        "max,vendor=GenuineIntel"
     };
     command.args(["-cpu", machine.cpu.as_deref().unwrap_or(default_cpu)]);
     command.arg("-drive").arg(drive(&machine.image, "snapshot=on"));
