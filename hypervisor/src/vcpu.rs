@@ -79,9 +79,7 @@ pub struct Vcpu {
     pub(crate) postponed: Option<PendingEvent>,
     /// An NMI waits.
     pub(crate) nmi: bool,
-    /// Look at events and deadlines before the next entry.
-    pub(crate) attention: bool,
-    /// The host's TSC at which something is due in the guest's devices or its slice ends.
+    /// The host's TSC at which something is due in the guest's devices or its slice ends; 0: at once.
     due_tsc: u64,
     tsc_offset: u64,
     pub(crate) log: ExitLog,
@@ -136,7 +134,6 @@ impl Vcpu {
             event: None,
             postponed: None,
             nmi: false,
-            attention: true,
             due_tsc: 0,
             tsc_offset: start_tsc.wrapping_neg(),
             log: ExitLog::default(),
@@ -224,10 +221,10 @@ impl Vcpu {
             // SAFETY: no other VMCS was loaded on this core since this one.
             unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded")
         };
-        self.attention = true;
+        self.attend();
         loop {
-            // One comparison finds both what is due in the devices and the end of the slice.
-            if self.attention || time::tsc() >= self.due_tsc {
+            // One comparison finds what waits for a look, what is due in the devices, and the end of the slice.
+            if time::tsc() >= self.due_tsc {
                 if let Next::Leave(leave) = self.look_around(core, &vmcs, slice_end_tsc) {
                     return leave;
                 }
@@ -240,7 +237,7 @@ impl Vcpu {
                 }
                 EntryOutcome::Aborted => {
                     core.writer.count(Event::EntryAborted);
-                    self.attention = true;
+                    self.attend();
                 }
                 EntryOutcome::Failed(error) => {
                     return self.stop(core, &vmcs, &format_args!("the processor refused its state: {error}"));
@@ -250,13 +247,14 @@ impl Vcpu {
     }
 
     /// One entry, from the last look at the flush generation to the exit.
-    #[inline]
+    #[inline(always)]
     fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs) -> EntryOutcome {
         let guest = &*self.guest;
         guest.presence.in_guest.store(true, Ordering::SeqCst);
         let generation = guest.generation.load(Ordering::SeqCst);
-        if self.mmu.flush_due(generation) {
+        if !self.mmu.is_good(generation) {
             core.invvpid.flush_context(self.vpid_base + self.mmu.tag() as u16);
+            self.mmu.flushed(generation);
         }
         // SAFETY: the VMCS is this vCPU's and current; its controls and state are ours, with CR3 a shadow root that
         // leads to this guest's frames alone; the host state is this core's; interrupts are off.
@@ -266,14 +264,13 @@ impl Vcpu {
     }
 
     /// What an entry may need and an exit may have changed: requests from outside, devices, deadlines, events.
+    #[inline(never)]
     fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, slice_end_tsc: u64) -> Next {
         core.per_core.kick.store(0, Ordering::Release);
-        self.attention = false;
         if self.guest.stop_requested.load(Ordering::Acquire) {
             return Next::Leave(Leave::Ended(End::Stopped));
         }
         if time::tsc() >= slice_end_tsc {
-            self.attention = true;
             return Next::Leave(Leave::Slice);
         }
         self.guest.attention.store(false, Ordering::Release);
@@ -310,25 +307,26 @@ impl Vcpu {
     }
 
     /// The exit: counts it, remembers it, handles it.
-    #[inline]
+    #[inline(always)]
     fn exited(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
-        let field = vmcs.read(fields::EXIT_REASON);
-        let reason = ExitReason::from_field(field);
+        let reason = ExitReason::from_field(vmcs.read(fields::EXIT_REASON));
+        let rip = vmcs.read(fields::GUEST_RIP);
         core.writer.exit(reason.0);
-        self.log.push(reason, vmcs.read(fields::EXIT_QUALIFICATION), vmcs.read(fields::GUEST_RIP));
-        if ExitReason::entry_failed(field) {
-            self.entry.cleared();
-            return Next::Leave(self.stop(core, vmcs, &"the guest's state failed the checks at VM entry"));
-        }
-        self.keep_interrupted_event(vmcs);
-        self.handle(core, vmcs, reason)
+        self.log.push(reason, vmcs.read(fields::EXIT_QUALIFICATION), rip);
+        self.handle(core, vmcs, reason, rip)
+    }
+
+    /// Looks at events and deadlines before the next entry.
+    #[inline]
+    pub(crate) fn attend(&mut self) {
+        self.due_tsc = 0;
     }
 
     /// Moves past the instruction that exited.
     #[inline]
     pub(crate) fn skip(&mut self, vmcs: &CurrentVmcs) {
         let length = u64::from(vmcs.read(fields::EXIT_INSTRUCTION_LENGTH));
-        self.advance(vmcs, length);
+        self.advance(vmcs, vmcs.read(fields::GUEST_RIP), length);
     }
 
     /// The exit that carries the last words is at hand: how many there were.

@@ -109,10 +109,17 @@ impl Counters {
         self.sum(|block| &block.events[event as usize])
     }
 
-    /// How many exits there were for a basic exit reason, over all cores; those unknown share one counter.
+    /// How many exits there were for a basic exit reason, over all cores; those unknown are told as one.
     #[must_use]
     pub fn exits(&self, basic_reason: u16) -> u64 {
-        self.sum(|block| &block.exits[ExitCounter::new(basic_reason).index()])
+        let shown = ExitCounter::new(basic_reason);
+        let shown = ExitCounter::all().find(|(exit, ..)| shown.counts_as(*exit)).map_or(shown, |(exit, ..)| exit);
+        self.exits_as(shown)
+    }
+
+    fn exits_as(&self, shown: ExitCounter) -> u64 {
+        let counted = ExitCounter::each().filter(|exit| exit.counts_as(shown));
+        counted.fold(0, |sum, exit| sum.wrapping_add(self.sum(|block| &block.exits[exit.index()])))
     }
 
     /// Every counter in turn: events, NMIs and machine checks, exits by reason, in the order they are
@@ -138,7 +145,7 @@ impl Counters {
         let exits = ExitCounter::all().map(|(exit, name, description)| Total {
             name,
             description,
-            sum: self.sum(|block| &block.exits[exit.index()]),
+            sum: self.exits_as(exit),
         });
         events.chain(handlers).chain(exits)
     }

@@ -16,12 +16,10 @@ pub const TAGS: usize = 8;
 struct Tag {
     /// The root's serial number.
     serial: u32,
-    /// The flush generation up to which the tag's translations are good.
+    /// The flush generation up to which the tag's translations are good; 0 if they are another root's.
     generation: u64,
     /// When it was last used.
     used: u64,
-    /// Another root may have left translations under it.
-    stale: bool,
 }
 
 /// One vCPU's side of the MMU.
@@ -33,6 +31,8 @@ pub struct VcpuMmu {
     pub(crate) root: Option<PageId>,
     table: Pfn,
     tag: usize,
+    /// The flush generation up to which the present tag is good; 0, which no generation is, if a flush is due.
+    good: u64,
     tags: [Tag; TAGS],
     clock: u64,
 }
@@ -51,7 +51,8 @@ impl VcpuMmu {
             root: None,
             table: Pfn(0),
             tag: 0,
-            tags: [Tag { stale: true, ..Tag::default() }; TAGS],
+            good: 0,
+            tags: [Tag::default(); TAGS],
             clock: 0,
         }
     }
@@ -68,19 +69,24 @@ impl VcpuMmu {
         self.tag
     }
 
-    /// Whether the tag must be flushed before an entry at flush generation `now`; counts it as done.
-    pub fn flush_due(&mut self, now: u64) -> bool {
-        let tag = &mut self.tags[self.tag];
-        let due = tag.stale || tag.generation != now;
-        tag.stale = false;
-        tag.generation = now;
-        due
+    /// Whether the present tag is good for an entry at flush generation `now` (never 0): one comparison.
+    #[inline]
+    #[must_use]
+    pub fn is_good(&self, now: u64) -> bool {
+        self.good == now
+    }
+
+    /// The present tag has been flushed at generation `now`.
+    pub fn flushed(&mut self, now: u64) {
+        self.good = now;
+        self.tags[self.tag].generation = now;
     }
 
     /// All tags must be flushed before their next use: the vCPU moved to another core.
     pub fn forget_tags(&mut self) {
+        self.good = 0;
         for tag in &mut self.tags {
-            tag.stale = true;
+            tag.generation = 0;
         }
     }
 
@@ -91,12 +97,13 @@ impl VcpuMmu {
             _ => {
                 let (slot, tag) =
                     self.tags.iter_mut().enumerate().min_by_key(|(_, tag)| tag.used).unwrap_or_else(|| unreachable!());
-                *tag = Tag { serial, stale: true, ..Tag::default() };
+                *tag = Tag { serial, ..Tag::default() };
                 slot
             }
         };
         self.tags[slot].used = self.clock;
         self.tag = slot;
+        self.good = self.tags[slot].generation;
         slot as u8
     }
 }

@@ -148,13 +148,18 @@ impl Vcpu {
         ))
     }
 
-    pub(crate) fn invlpg(&mut self, core: &Core, gva: Gva) {
+    #[inline(never)]
+    pub(crate) fn invlpg(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         core.writer.count(Event::Invlpg);
+        let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
         let host = self.guest.surroundings(core);
         self.guest.mmu.lock().invlpg(&host, &self.mmu, gva);
+        self.skip(vmcs);
+        Next::Resume
     }
 
     /// INVPCID: every type flushes at least what it should; PCIDs are not offered, so there is one context.
+    #[inline(never)]
     pub(crate) fn invpcid(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let kind_register = machine::cpu::registers::Gpr::from_number(
             (vmcs.read(fields::EXIT_INSTRUCTION_INFO) >> 28) as u8,

@@ -1,7 +1,8 @@
 //! Events on their way into the guest: what was interrupted, what is raised, what waits.
 
+use machine::cpu::control::Efer;
 use machine::cpu::event::{
-    Delivery, Exception, Injection, Interruptibility, PendingEvent, Waiting, choose, combine,
+    Delivery, Exception, Injection, Interruptibility, PendingEvent, RFLAGS_TRAP, Waiting, choose, combine,
     pending_debug_after_instruction,
 };
 use machine::cpu::exit::{InterruptionInfo, InterruptionType};
@@ -27,7 +28,7 @@ impl Vcpu {
                 vmcs.read(fields::IDT_VECTORING_ERROR_CODE),
                 vmcs.read(fields::EXIT_INSTRUCTION_LENGTH),
             );
-            self.attention = true;
+            self.attend();
         }
     }
 
@@ -48,7 +49,7 @@ impl Vcpu {
                 if postponed.is_some() {
                     self.postponed = postponed;
                 }
-                self.attention = true;
+                self.attend();
                 Next::Resume
             }
             Delivery::TripleFault => Next::Leave(self.stop(
@@ -62,35 +63,39 @@ impl Vcpu {
     /// An exception that an intercepted instruction raises: no event is in delivery then.
     pub(crate) fn raise(&mut self, _vmcs: &CurrentVmcs, exception: Exception) -> Next {
         self.event = Some(exception.into());
-        self.attention = true;
+        self.attend();
         Next::Resume
     }
 
-    /// Moves on by `length` bytes, as an instruction does that has been carried out.
-    #[inline]
-    pub(crate) fn advance(&mut self, vmcs: &CurrentVmcs, length: u64) {
-        let mut rip = vmcs.read(fields::GUEST_RIP).wrapping_add(length);
-        let rights = vmcs.read(fields::GUEST_CS_ACCESS_RIGHTS);
-        if rights & 1 << 13 == 0 {
+    /// Moves on by `length` bytes from `rip`, as an instruction does that has been carried out.
+    #[inline(always)]
+    pub(crate) fn advance(&mut self, vmcs: &CurrentVmcs, rip: u64, length: u64) {
+        let mut rip = rip.wrapping_add(length);
+        if !self.control.efer.contains(Efer::LMA) {
             rip &= 0xffff_ffff;
         }
         vmcs.write(fields::GUEST_RIP, rip);
+        self.instruction_done(vmcs);
+    }
+
+    /// What the end of an instruction that has been carried out brings with it.
+    #[inline(always)]
+    pub(crate) fn instruction_done(&mut self, vmcs: &CurrentVmcs) {
         let state = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
         if state & Interruptibility::ONE_INSTRUCTION.bits() != 0 {
-            vmcs.write(
-                fields::GUEST_INTERRUPTIBILITY,
-                Interruptibility::from_bits_retain(state).after_instruction().bits(),
-            );
-            self.attention = true;
+            self.end_blocking(vmcs, state);
         }
         let rflags = vmcs.read(fields::GUEST_RFLAGS);
-        if rflags & 1 << 8 != 0 {
-            let pending = vmcs.read(fields::GUEST_PENDING_DEBUG_EXCEPTIONS);
-            vmcs.write(
-                fields::GUEST_PENDING_DEBUG_EXCEPTIONS,
-                pending_debug_after_instruction(pending, rflags),
-            );
+        if rflags & RFLAGS_TRAP != 0 {
+            step(vmcs, rflags);
         }
+    }
+
+    #[cold]
+    fn end_blocking(&mut self, vmcs: &CurrentVmcs, state: u32) {
+        let state = Interruptibility::from_bits_retain(state).after_instruction();
+        vmcs.write(fields::GUEST_INTERRUPTIBILITY, state.bits());
+        self.attend();
     }
 
     /// Chooses what the next entry injects, and asks for an exit when what waits can go in.
@@ -160,6 +165,13 @@ impl Vcpu {
             vmcs.write(fields::PRIMARY_CONTROLS, self.primary);
         }
     }
+}
+
+/// A single step is due.
+#[cold]
+fn step(vmcs: &CurrentVmcs, rflags: u64) {
+    let pending = vmcs.read(fields::GUEST_PENDING_DEBUG_EXCEPTIONS);
+    vmcs.write(fields::GUEST_PENDING_DEBUG_EXCEPTIONS, pending_debug_after_instruction(pending, rflags));
 }
 
 /// Writes the VM-entry fields for `event`.

@@ -5,7 +5,6 @@ use machine::cpu::event::{Exception, Vector};
 use machine::cpu::exit::{CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType};
 use machine::cpu::registers::Gpr;
 use machine::manifest::End;
-use memory::{Event, Gva};
 
 use super::{Leave, Next, Vcpu};
 use crate::host::interrupts;
@@ -18,51 +17,67 @@ const NO_HYPERCALL: u64 = -1000_i64 as u64;
 
 impl Vcpu {
     /// Handles one exit. The hottest come first; what nobody knows ends this guest alone.
-    #[inline]
-    pub(crate) fn handle(&mut self, core: &Core, vmcs: &CurrentVmcs, reason: ExitReason) -> Next {
+    #[inline(always)]
+    pub(crate) fn handle(&mut self, core: &Core, vmcs: &CurrentVmcs, reason: ExitReason, rip: u64) -> Next {
+        // The cheapest to handle is not sent through the jump table, which would cost it a twentieth.
+        if reason == ExitReason::CPUID {
+            return self.cpuid(vmcs, rip);
+        }
         match reason {
-            ExitReason::CPUID => {
-                let registers = &mut self.entry.registers;
-                let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
-                let [eax, ebx, ecx, edx] =
-                    self.guest.model.cpuid.query(leaf, subleaf, &self.cpuid_state);
-                registers.rax = eax.into();
-                registers.rbx = ebx.into();
-                registers.rcx = ecx.into();
-                registers.rdx = edx.into();
-                self.skip(vmcs);
-                Next::Resume
-            }
             ExitReason::EXCEPTION_OR_NMI => self.exception(core, vmcs),
             ExitReason::CR_ACCESS => self.control_register(core, vmcs),
-            ExitReason::INVLPG => {
-                let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
-                self.invlpg(core, gva);
-                self.skip(vmcs);
-                Next::Resume
-            }
+            ExitReason::INVLPG => self.invlpg(core, vmcs),
             ExitReason::IO => self.port(core, vmcs),
             ExitReason::RDMSR => self.read_msr(core, vmcs),
             ExitReason::WRMSR => self.write_msr(core, vmcs),
+            ExitReason::PREEMPTION_TIMER
+            | ExitReason::NMI_WINDOW
+            | ExitReason::INTERRUPT_WINDOW => {
+                self.attend();
+                Next::Resume
+            }
+            ExitReason::HLT => self.halt(vmcs),
+            ExitReason::XSETBV => self.set_xcr(vmcs),
+            ExitReason::MOV_DR => self.debug_register(vmcs),
+            ExitReason::INVPCID => self.invpcid(core, vmcs),
+            _ => self.rare(core, vmcs, reason),
+        }
+    }
+
+    #[inline(always)]
+    fn cpuid(&mut self, vmcs: &CurrentVmcs, rip: u64) -> Next {
+        let registers = &mut self.entry.registers;
+        let (leaf, subleaf) = (registers.rax as u32, registers.rcx as u32);
+        let model = &self.guest.model.cpuid;
+        let varying;
+        let [eax, ebx, ecx, edx] = match model.fixed(leaf) {
+            Some(answer) => answer,
+            None => {
+                varying = model.query(leaf, subleaf, &self.cpuid_state);
+                &varying
+            }
+        };
+        registers.rax = (*eax).into();
+        registers.rbx = (*ebx).into();
+        registers.rcx = (*ecx).into();
+        registers.rdx = (*edx).into();
+        self.advance(vmcs, rip, vmcs.read(fields::EXIT_INSTRUCTION_LENGTH).into());
+        Next::Resume
+    }
+
+    /// Exits that no guest makes often.
+    #[inline(never)]
+    fn rare(&mut self, core: &Core, vmcs: &CurrentVmcs, reason: ExitReason) -> Next {
+        match reason {
             ExitReason::EXTERNAL_INTERRUPT => {
                 // Acknowledged by the exit. Ours are the timer and what is spurious: both only mean "look".
                 let vector = vmcs.read(fields::EXIT_INTERRUPTION_INFO) as u8;
                 if vector == crate::host::apic::TIMER_VECTOR {
                     crate::host::apic::eoi();
                 }
-                self.attention = true;
+                self.attend();
                 Next::Resume
             }
-            ExitReason::PREEMPTION_TIMER | ExitReason::NMI_WINDOW => {
-                self.attention = true;
-                Next::Resume
-            }
-            ExitReason::INTERRUPT_WINDOW => {
-                core.writer.count(Event::InterruptWindow);
-                self.attention = true;
-                Next::Resume
-            }
-            ExitReason::HLT => self.halt(vmcs),
             ExitReason::VMCALL => {
                 self.entry.registers.rax = NO_HYPERCALL;
                 self.skip(vmcs);
@@ -73,9 +88,6 @@ impl Vcpu {
                 self.skip(vmcs);
                 Next::Resume
             }
-            ExitReason::XSETBV => self.set_xcr(vmcs),
-            ExitReason::MOV_DR => self.debug_register(vmcs),
-            ExitReason::INVPCID => self.invpcid(core, vmcs),
             // Not offered by CPUID, or not without VMX.
             ExitReason::RDPMC => self.raise(vmcs, Exception::PROTECTION),
             ExitReason::MWAIT
@@ -104,18 +116,24 @@ impl Vcpu {
                 vmcs,
                 &"a hardware task switch, which Umbra does not emulate: build the kernel without task gates",
             )),
+            ExitReason::INVALID_GUEST_STATE | ExitReason::MSR_LOADING | ExitReason::MACHINE_CHECK_ON_ENTRY => {
+                self.entry.cleared();
+                Next::Leave(self.stop(core, vmcs, &format_args!("its state was refused at entry: {reason}")))
+            }
             _ => Next::Leave(self.stop(core, vmcs, &format_args!("an exit nobody handles: {reason}"))),
         }
     }
 
     /// An exception that exits whatever the guest wants, or an NMI, which is a kick.
+    #[inline(never)]
     fn exception(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let info = InterruptionInfo(vmcs.read(fields::EXIT_INTERRUPTION_INFO));
         if info.kind() == InterruptionType::Nmi {
             interrupts::unblock_nmis();
-            self.attention = true;
+            self.attend();
             return Next::Resume;
         }
+        self.keep_interrupted_event(vmcs);
         self.restore_nmi_blocking(vmcs, info);
         match info.vector() {
             Vector::PF => self.page_fault(core, vmcs),
@@ -134,6 +152,7 @@ impl Vcpu {
         }
     }
 
+    #[inline(never)]
     fn control_register(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let access = CrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
         let change = match access {
@@ -158,7 +177,7 @@ impl Vcpu {
                 return match check_cr8(self.register(vmcs, register)) {
                     Ok(cr8) => {
                         self.guest.devices.lock().set_cr8(self.index, cr8);
-                        self.attention = true;
+                        self.attend();
                         self.skip(vmcs);
                         Next::Resume
                     }
@@ -187,9 +206,10 @@ impl Vcpu {
         }
     }
 
+    #[inline(never)]
     fn halt(&mut self, vmcs: &CurrentVmcs) -> Next {
         self.skip(vmcs);
-        self.attention = true;
+        self.attend();
         // What is due now, or arrives meanwhile, ends the HLT at once.
         let now_ns = self.guest.now_ns();
         let mut devices = self.guest.devices.lock();
@@ -212,6 +232,7 @@ impl Vcpu {
         Next::Leave(Leave::Halted(until))
     }
 
+    #[inline(never)]
     fn debug_register(&mut self, vmcs: &CurrentVmcs) -> Next {
         let access = DrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
         if self.segment_rights(vmcs, machine::cpu::registers::SegmentName::Ss) >> 5 & 3 != 0 {
@@ -241,6 +262,7 @@ impl Vcpu {
         Next::Resume
     }
 
+    #[inline(never)]
     fn set_xcr(&mut self, vmcs: &CurrentVmcs) -> Next {
         self.refresh_control(vmcs);
         let registers = &self.entry.registers;

@@ -30,6 +30,7 @@ impl Ports for View<'_> {
 }
 
 impl Vcpu {
+    #[inline(never)]
     pub(crate) fn port(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let access = IoAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
         if access.string {
@@ -41,8 +42,11 @@ impl Vcpu {
         if access.input {
             core.writer.count(Event::PortRead);
             let value = devices.port_read(access.port, width, now_ns);
-            self.attention |= devices.take_kicks() != 0;
+            let kicks = devices.take_kicks();
             drop(devices);
+            if kicks != 0 {
+                self.attend();
+            }
             let rax = &mut self.entry.registers.rax;
             *rax = match access.width {
                 Width::Byte => *rax & !0xff | u64::from(value & 0xff),
@@ -55,8 +59,11 @@ impl Vcpu {
         core.writer.count(Event::PortWrite);
         let value = self.entry.registers.rax as u32;
         let outcome = devices.port_write(access.port, width, value, now_ns);
-        self.attention |= devices.take_kicks() != 0;
+        let kicks = devices.take_kicks();
         drop(devices);
+        if kicks != 0 {
+            self.attend();
+        }
         self.skip(vmcs);
         self.after_port_write(outcome)
     }

@@ -188,11 +188,11 @@ impl Vcpu {
     /// What an emulated instruction leaves to be done.
     pub(super) fn after_emulation(&mut self, core: &Core, vmcs: &CurrentVmcs, outcome: Outcome) -> Next {
         // Device state may have changed under it.
-        self.attention = true;
+        self.attend();
         match outcome {
             Outcome::Done => {
                 // The delivery of an event that touched a device is not repeated by its instruction.
-                self.advance(vmcs, 0);
+                self.instruction_done(vmcs);
                 Next::Resume
             }
             Outcome::Continue | Outcome::Retry => Next::Resume,

@@ -25,9 +25,11 @@ impl Vcpu {
         if deadline != 0 {
             devices.set_tsc_deadline(self.index, deadline, now_tsc, now_ns);
         }
-        self.attention = true;
+        drop(devices);
+        self.attend();
     }
 
+    #[inline(never)]
     pub(crate) fn read_msr(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let index = self.entry.registers.rcx as u32;
         let value = match self.msrs.read(index) {
@@ -53,6 +55,7 @@ impl Vcpu {
         }
     }
 
+    #[inline(never)]
     pub(crate) fn write_msr(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let registers = &self.entry.registers;
         let (index, value) = (registers.rcx as u32, registers.edx_eax());
@@ -72,19 +75,20 @@ impl Vcpu {
                     return self.raise(vmcs, Exception::PROTECTION);
                 }
                 self.cpuid_state.apic_enabled = devices.apic_base(self.index) & 1 << 11 != 0;
-                self.attention = true;
+                drop(devices);
+                self.attend();
             }
             MsrWrite::TscDeadline(deadline) => {
                 let (now_tsc, now_ns) = (self.guest_tsc(), self.guest.now_ns());
                 self.guest.devices.lock().set_tsc_deadline(self.index, deadline, now_tsc, now_ns);
-                self.attention = true;
+                self.attend();
             }
             MsrWrite::Lapic(index, value) => {
                 let now_ns = self.guest.now_ns();
                 if self.guest.devices.lock().x2apic_write(self.index, index, value, now_ns).is_err() {
                     return self.raise(vmcs, Exception::PROTECTION);
                 }
-                self.attention = true;
+                self.attend();
             }
             MsrWrite::Efer(value) => {
                 return match self.control.write_efer(&self.guest.model.control, value) {

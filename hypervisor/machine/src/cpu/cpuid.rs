@@ -190,13 +190,27 @@ struct Component {
     aligned: bool,
 }
 
+/// Slots for answers that never change: more than [`BASIC_LAST`], so that each basic leaf has its own.
+const FIXED_SLOTS: usize = 32;
+
+/// An answer that never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(align(32))]
+struct Fixed {
+    leaf: u32,
+    answer: Registers,
+}
+
+impl Fixed {
+    /// No leaf has this number: its slot is that of leaf 31.
+    const NONE: Self = Self { leaf: u32::MAX - FIXED_SLOTS as u32, answer: [0; 4] };
+}
+
 /// What one guest is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuidModel {
-    /// Answers of the basic leaves that depend on nothing: neither on the subleaf nor on the vCPU.
-    fixed: [Registers; BASIC_MAX + 1],
-    /// Which leaves those are, by bit.
-    is_fixed: u32,
+    /// Answers that depend on neither the subleaf nor the processor's state, by the low bits of the leaf.
+    fixed: [Fixed; FIXED_SLOTS],
     answers: Vec<Registers>,
     basic: [Slot; BASIC_MAX + 1],
     extended: [Slot; (EXTENDED_MAX - EXTENDED_BASE) as usize + 1],
@@ -219,8 +233,7 @@ impl CpuidModel {
         let read = |leaf: u32, subleaf: u32| if leaf <= host_max { host(leaf, subleaf) } else { [0; 4] };
 
         let mut model = Self {
-            fixed: [[0; 4]; BASIC_MAX + 1],
-            is_fixed: 0,
+            fixed: [Fixed::NONE; FIXED_SLOTS],
             answers: Vec::with_capacity(48),
             basic: [Slot::default(); BASIC_MAX + 1],
             extended: [Slot::default(); (EXTENDED_MAX - EXTENDED_BASE) as usize + 1],
@@ -256,8 +269,7 @@ impl CpuidModel {
         for leaf in 0..=BASIC_MAX {
             let slot = model.basic[leaf];
             if leaf != 1 && (slot.any_subleaf || slot.count == 0) {
-                model.fixed[leaf] = model.stored(leaf, 0);
-                model.is_fixed |= 1 << leaf;
+                model.fixed[leaf] = Fixed { leaf: leaf as u32, answer: model.stored(leaf, 0) };
             }
         }
         model
@@ -267,10 +279,19 @@ impl CpuidModel {
     #[must_use]
     #[inline]
     pub fn query(&self, leaf: u32, subleaf: u32, state: &Dynamic) -> Registers {
-        if leaf <= BASIC_LAST && self.is_fixed >> leaf & 1 != 0 {
-            return self.fixed[leaf as usize];
+        match self.fixed(leaf) {
+            Some(answer) => *answer,
+            None => self.look_up(leaf, subleaf, state),
         }
-        self.look_up(leaf, subleaf, state)
+    }
+
+    /// What CPUID answers for a leaf that is the same always and everywhere; `None` for others. For the exit path:
+    /// half a dozen instructions.
+    #[must_use]
+    #[inline(always)]
+    pub fn fixed(&self, leaf: u32) -> Option<&Registers> {
+        let slot = &self.fixed[leaf as usize % FIXED_SLOTS];
+        (slot.leaf == leaf).then_some(&slot.answer)
     }
 
     #[inline(never)]

@@ -17,8 +17,9 @@ pub const PORT_LAST: u16 = 0x60b;
 
 const STATUS_TIMER: u16 = 1 << 0;
 const EVENT_POWER_BUTTON: u16 = 1 << 8;
-/// Events that exist: timer overflow and power button.
-const EVENTS: u16 = STATUS_TIMER | EVENT_POWER_BUTTON;
+/// Events that can be enabled: timer overflow, global lock, power button, real-time clock. The second and the last
+/// never happen here, but ACPI's software takes an enable bit that does not stick for broken hardware.
+const EVENTS: u16 = STATUS_TIMER | 1 << 5 | EVENT_POWER_BUTTON | 1 << 10;
 const CONTROL_SCI: u16 = 1 << 0;
 const CONTROL_SLEEP: u16 = 1 << 13;
 /// SLP_TYP of S5, power off.

@@ -87,8 +87,9 @@ macro_rules! exit_reasons {
     };
 }
 
-/// Counters for exits by reason; the last is for all reasons not known.
-pub(super) const EXIT_REASONS: usize = 80;
+/// Counters for exits by reason: a power of two, so that any reason finds one by a mask alone. The last is for
+/// all reasons without a name.
+pub(super) const EXIT_REASONS: usize = 128;
 
 /// A counter of exits, by basic exit reason: an unknown reason is counted, not refused.
 #[derive(Clone, Copy)]
@@ -98,14 +99,23 @@ impl ExitCounter {
     /// For bits 15:0 of the exit reason field.
     #[inline]
     pub const fn new(basic_reason: u16) -> Self {
-        let last = EXIT_REASONS as u16 - 1;
-        Self(if basic_reason < last { basic_reason as u8 } else { last as u8 })
+        Self(basic_reason as u8 & (EXIT_REASONS as u8 - 1))
     }
 
     /// `0..EXIT_REASONS`.
     #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize
+    }
+
+    /// Whether this counter is among those that `shown` stands for: itself, or, for the last, one without a name.
+    pub fn counts_as(self, shown: Self) -> bool {
+        self.0 == shown.0 || (shown.index() == EXIT_REASONS - 1 && EXITS[self.index()].is_none())
+    }
+
+    /// All counters.
+    pub fn each() -> impl Iterator<Item = Self> {
+        (0..EXIT_REASONS as u16).map(Self::new)
     }
 
     /// Every counter that has a name: (itself, name, description), ascending by reason.
