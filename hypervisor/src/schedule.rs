@@ -10,13 +10,16 @@ use memory::{Counters, Event};
 use spin::{Mutex, Once};
 
 use crate::host::cores::{self, CORES_MAX, PerCore};
-use crate::host::{Host, apic, time};
+use crate::host::{Host, apic, ioapic, legacy, time};
 use crate::vcpu::{Leave, Vcpu};
+use crate::vmx::controls::Feature;
 use crate::vmx::invvpid::Invvpid;
 
 /// The longest a vCPU runs while another waits for its core.
 const SLICE_NS: u64 = 10_000_000;
-/// How often a core with nothing to wait for looks around: typed input comes without an interrupt.
+/// The shortest time a vCPU runs before one that wakes up takes the core from it.
+const SLICE_MIN_NS: u64 = 500_000;
+/// How often the boot core, with nothing to wait for, looks around: typed input comes without an interrupt.
 const LOOK_NS: u64 = 5_000_000;
 
 /// What a core carries along wherever it goes.
@@ -51,11 +54,22 @@ static IDLE_TICKS: [AtomicU64; CORES_MAX] = [const { AtomicU64::new(0) }; CORES_
 pub type Placed = Box<dyn FnOnce(&Core) -> Option<Box<Vcpu>> + Send>;
 
 /// Chooses the core for a vCPU that may run on `allowed` (empty: any): the one with the fewest.
+///
+/// Hyperthreads share a physical core's buffers and predictors, so no two guests may run on them at once: the first
+/// thread of each physical core does its work, its siblings stay idle. A sibling in `allowed` means its core.
 pub fn choose_core(allowed: &[u32], cores: usize) -> usize {
-    (0..cores)
-        .filter(|&core| allowed.is_empty() || allowed.contains(&(core as u32)))
+    let smt_core = |core: usize| cores::core(core).map_or(core as u32, PerCore::smt_core);
+    workers(cores, smt_core)
+        .filter(|&core| {
+            allowed.is_empty() || allowed.iter().any(|&thread| smt_core(thread as usize) == smt_core(core))
+        })
         .min_by_key(|&core| LOAD[core].load(Ordering::Relaxed))
         .unwrap_or(0)
+}
+
+/// The first thread of each physical core, of threads 0 to `threads`, exclusive.
+fn workers(threads: usize, smt_core: impl Fn(usize) -> u32) -> impl Iterator<Item = usize> {
+    (0..threads).filter(move |&thread| (0..thread).all(|earlier| smt_core(earlier) != smt_core(thread)))
 }
 
 /// Puts a vCPU on a core.
@@ -71,50 +85,134 @@ struct Slot {
     vcpu: Box<Vcpu>,
     /// Not before this TSC value, unless kicked.
     sleeps_until: Option<u64>,
+    /// TSC ticks it has had of the core, and what it was credited with for its sleep: see [`credited`].
+    used_ticks: u64,
 }
 
-/// The life of a core: runs its vCPUs, sleeps while all of them sleep. `ended` is told of each guest's end.
+/// What a vCPU that wakes up is taken to have used of its core, of which the vCPU that is furthest behind has used
+/// `floor`. Who sleeps does not save up more than one slice, or it would keep the others waiting for as long as it
+/// slept.
+const fn credited(used_ticks: u64, floor_ticks: u64, slice_ticks: u64) -> u64 {
+    let least = floor_ticks.saturating_sub(slice_ticks);
+    if used_ticks > least { used_ticks } else { least }
+}
+
+/// The vCPUs of one core. The core is the turn of whoever has used least of it; a slice ends early when one that
+/// has used less wakes up.
+#[derive(Default)]
+struct Queue {
+    slots: Vec<Slot>,
+    /// What the vCPU that was last given a turn had used before it: it only grows.
+    floor_ticks: u64,
+}
+
+impl Queue {
+    fn add(&mut self, vcpu: Box<Vcpu>) {
+        self.slots.push(Slot { vcpu, sleeps_until: None, used_ticks: self.floor_ticks });
+    }
+
+    /// The next turn's slot and the TSC value where it ends.
+    fn next_turn(&mut self, now: u64) -> Option<(usize, u64)> {
+        let slice = time::ns_to_ticks(SLICE_NS);
+        for slot in &mut self.slots {
+            if slot.sleeps_until.is_some_and(|tsc| now >= tsc || slot.vcpu.wants_attention()) {
+                slot.sleeps_until = None;
+                slot.used_ticks = credited(slot.used_ticks, self.floor_ticks, slice);
+            }
+        }
+        let ready = self.slots.iter().enumerate().filter(|(_, slot)| slot.sleeps_until.is_none());
+        let (index, slot) = ready.min_by_key(|(_, slot)| slot.used_ticks)?;
+        self.floor_ticks = self.floor_ticks.max(slot.used_ticks);
+        let floor = self.floor_ticks;
+        let earliest = now + time::ns_to_ticks(SLICE_MIN_NS);
+        let woken = self.slots.iter().filter_map(|sleeper| {
+            let tsc = sleeper.sleeps_until?.max(earliest);
+            let used_then = slot.used_ticks + (tsc - now);
+            (credited(sleeper.used_ticks, floor, slice) < used_then).then_some(tsc)
+        });
+        Some((index, woken.fold(now + slice, u64::min)))
+    }
+
+    fn earliest_wake(&self) -> Option<u64> {
+        self.slots.iter().filter_map(|slot| slot.sleeps_until).min()
+    }
+}
+
+/// What is done once, on the boot core, before any vCPU runs.
+fn prepare(host: &Host) {
+    let smt_core = |core: usize| cores::core(core).map_or(core as u32, PerCore::smt_core);
+    let working = workers(host.cores, smt_core).count();
+    if working < host.cores {
+        log::info!(
+            "hyperthreads: {} of {} stay idle, so that no two guests share a physical core",
+            host.cores - working,
+            host.cores
+        );
+    }
+    if !host.vmx.controls.has(Feature::PreemptionTimer) {
+        start_clock(host);
+    }
+}
+
+/// Where there is no preemption timer, a slice of a guest that spins with interrupts off ends by an NMI: the PIT's
+/// interrupt line, which the I/O APIC sends to every core as one. (The local APIC's timer has no such delivery
+/// mode, and Bochs takes no external-interrupt exit from a guest that was entered with interrupts off.)
+fn start_clock(host: &Host) {
+    const EVERY_CORE: u8 = 0xff;
+    if ioapic::route_nmi(host.platform.pit_gsi(), EVERY_CORE) {
+        legacy::start_periodic_pit(SLICE_NS / 4);
+        log::info!(
+            "time slices: ended by the PIT, whose ticks reach every core as NMIs: no preemption timer"
+        );
+    } else {
+        log::warn!(
+            "time slices: no preemption timer, and no I/O APIC input for the PIT: guests that turn interrupts off \
+             may keep their core for long"
+        );
+    }
+}
+
+/// The life of a core: runs its vCPUs, sleeps while all of them sleep.
+///
+/// `ended` is told of each guest's end. `chores` is called between turns, at least once in a slice; it says whether
+/// it wants to be called again at once.
 pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&Core) -> bool) -> ! {
-    let mut queue: Vec<Slot> = Vec::new();
+    if core.index == 0 {
+        prepare(core.host);
+    }
+    let mut queue = Queue::default();
+    // The slot whose vCPU the core holds: its VMCS is the current one, its registers are in the core.
     let mut current: Option<usize> = None;
-    let mut next = 0;
     loop {
         let new = core::mem::take(&mut *PLACED[core.index].lock());
         for make in new {
             if let Some(index) = current.take() {
                 // Another VMCS becomes the current one.
-                queue[index].vcpu.unload();
+                queue.slots[index].vcpu.unload();
             }
             if let Some(vcpu) = make(core) {
-                queue.push(Slot { vcpu, sleeps_until: None });
+                queue.add(vcpu);
             }
         }
         let working = chores(core);
         let now = time::tsc();
-        let ready = (0..queue.len()).map(|i| (next + i) % queue.len()).find(|&i| {
-            let slot = &queue[i];
-            slot.sleeps_until.is_none_or(|tsc| now >= tsc) || slot.vcpu.wants_attention()
-        });
-        let Some(index) = ready else {
-            sleep(core, queue.iter().filter_map(|slot| slot.sleeps_until).min(), working);
+        let Some((index, slice_end_tsc)) = queue.next_turn(now) else {
+            sleep(core, queue.earliest_wake(), working);
             continue;
         };
         let switch = current != Some(index);
         if switch && let Some(old) = current {
-            queue[old].vcpu.unload();
+            queue.slots[old].vcpu.unload();
         }
         current = Some(index);
-        next = index + 1;
-        let slice_end_tsc = now + time::ns_to_ticks(SLICE_NS);
-        let leave = queue[index].vcpu.run(core, switch, slice_end_tsc);
+        let slot = &mut queue.slots[index];
+        let leave = slot.vcpu.run(core, switch, slice_end_tsc);
+        slot.used_ticks += time::tsc().wrapping_sub(now);
         match leave {
-            Leave::Slice => {
-                core.writer.count(Event::SliceEnd);
-                queue[index].sleeps_until = None;
-            }
-            Leave::Halted(until) => queue[index].sleeps_until = Some(until.unwrap_or(u64::MAX)),
+            Leave::Slice => core.writer.count(Event::SliceEnd),
+            Leave::Halted(until) => slot.sleeps_until = Some(until.unwrap_or(u64::MAX)),
             Leave::Ended(end) => {
-                let slot = queue.remove(index);
+                let slot = queue.slots.remove(index);
                 LOAD[core.index].fetch_sub(1, Ordering::Relaxed);
                 current = None;
                 ended(core, slot.vcpu, end);
@@ -123,14 +221,16 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
     }
 }
 
-/// Sleeps until `until_tsc`, a kick, or the next time to look around.
+/// Sleeps until `until_tsc`, a kick, or, on the boot core, the next time to look around.
 fn sleep(core: &Core, until_tsc: Option<u64>, working: bool) {
     core.writer.count(Event::Idle);
     let start = time::tsc();
-    let look = if working { 0 } else { LOOK_NS };
-    let wait_ns = until_tsc.map_or(u64::MAX, |tsc| time::ticks_to_ns(tsc.saturating_sub(start)));
-    if wait_ns > 0 && look > 0 {
-        apic::arm_timer(wait_ns.min(look));
+    let until_ns = until_tsc.map_or(u64::MAX, |tsc| time::ticks_to_ns(tsc.saturating_sub(start)));
+    let wait_ns = if core.index == 0 { until_ns.min(LOOK_NS) } else { until_ns };
+    if wait_ns > 0 && !working {
+        if wait_ns < u64::MAX {
+            apic::arm_timer(wait_ns);
+        }
         cores::idle();
         apic::disarm_timer();
     }
@@ -141,4 +241,28 @@ fn sleep(core: &Core, until_tsc: Option<u64>, working: bool) {
 /// TSC ticks that `core` spent asleep.
 pub fn idle_ticks(core: usize) -> u64 {
     IDLE_TICKS.get(core).map_or(0, |ticks| ticks.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn siblings_of_a_working_thread_stay_idle() {
+        let working =
+            |smt_cores: &[u32]| workers(smt_cores.len(), |core| smt_cores[core]).collect::<Vec<_>>();
+        assert_eq!(working(&[0, 1, 2, 3]), [0, 1, 2, 3]);
+        assert_eq!(working(&[0, 0, 1, 1]), [0, 2]);
+        assert_eq!(working(&[3, 5, 3, 5]), [0, 1]);
+        assert_eq!(working(&[7]), [0]);
+    }
+
+    #[test]
+    fn a_sleeper_saves_up_one_slice_at_most() {
+        assert_eq!(credited(0, 1_000, 10), 990);
+        assert_eq!(credited(995, 1_000, 10), 995);
+        // One that has had more than its share is not forgiven.
+        assert_eq!(credited(1_500, 1_000, 10), 1_500);
+        assert_eq!(credited(0, 5, 10), 0);
+    }
 }

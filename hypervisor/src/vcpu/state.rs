@@ -1,4 +1,4 @@
-//! The vCPU's state that neither the VMCS nor the entry code switches: debug registers, system-call MSRs, XCR0 and
+//! The vCPU's state that neither the VMCS nor the entry code switches: debug registers, CR2, system-call MSRs, XCR0 and
 //! the extended registers. The hypervisor uses none of them, so they stay in the hardware from exit to entry and
 //! change only when the core changes its vCPU.
 
@@ -13,6 +13,7 @@ use x86_64::registers::model_specific::Msr;
 use crate::guest::CpuModel;
 use crate::host::{direct, frames};
 use crate::schedule::Core;
+use crate::vmx::entry::{read_cr2, write_cr2};
 use crate::vmx::msr::{self, MsrRead, Processor};
 
 /// The MSRs switched here, as the guest's bitmap lets it write them.
@@ -37,6 +38,7 @@ pub(crate) struct Extended {
     area: Hpa,
     debug: [u64; 4],
     dr6: u64,
+    cr2: u64,
     msrs: [u64; SWITCHED.len()],
     syscall_enable: bool,
     xsave: bool,
@@ -64,7 +66,7 @@ impl Extended {
         // SAFETY: aligned, inside the frame.
         unsafe { mxcsr.cast::<u32>().write(MXCSR.1) };
         let xsave = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|info| info.has_xsave());
-        Some(Extended { area, debug: [0; 4], dr6: DR6_RESET, msrs: [0; 6], syscall_enable: false, xsave })
+        Some(Extended { area, debug: [0; 4], dr6: DR6_RESET, cr2: 0, msrs: [0; 6], syscall_enable: false, xsave })
     }
 
     /// Gives the save area back.
@@ -86,6 +88,7 @@ impl Extended {
             write_dr(number, self.debug[usize::from(number)]);
         }
         write_dr(6, self.dr6);
+        write_cr2(self.cr2);
         let area = direct(self.area);
         if self.xsave {
             let all = model.control.xcr0_allowed | 1;
@@ -108,6 +111,7 @@ impl Extended {
             }
         }
         self.dr6 = read_dr6();
+        self.cr2 = read_cr2();
         let area = direct(self.area);
         if self.xsave {
             let all = model.control.xcr0_allowed | 1;
