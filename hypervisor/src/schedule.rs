@@ -149,6 +149,7 @@ fn prepare(host: &Host) {
             host.cores
         );
     }
+    log::info!("speculation: {}", host.vmx.mitigations);
     if !host.vmx.controls.has(Feature::PreemptionTimer) {
         start_clock(host);
     }

@@ -29,7 +29,7 @@ use crate::guest::Guest;
 use crate::host::{Host, direct, frames, time};
 use crate::schedule::Core;
 use crate::vmx::controls::{Controls, Feature, PrimaryControls, SecondaryControls};
-use crate::vmx::entry::{Entry, EntryOutcome, Mitigations, write_cr2};
+use crate::vmx::entry::{Entry, EntryOutcome, write_cr2};
 use crate::vmx::fields;
 use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
 use crate::vmx::host_state::HostState;
@@ -123,7 +123,7 @@ impl Vcpu {
         let vpid_base = vpid_base(&guest, index);
         let mut vcpu = Box::new(Vcpu {
             index,
-            entry: Entry::new(Mitigations::default()),
+            entry: Entry::new(host.vmx.mitigations),
             vmcs,
             primary: controls.primary.bits(),
             controls,
@@ -200,6 +200,8 @@ impl Vcpu {
         }
         self.guest.presence.core.store(core.index as u32, Ordering::Release);
         core.writer.count(Event::VcpuSwitch);
+        // Each guest has one vCPU: another vCPU is another guest.
+        core.host.vmx.mitigations.switch(self.msrs.speculation_control(), true);
         self.extended.load(&self.guest.model, &self.control);
         Ok(vmcs)
     }

@@ -19,7 +19,7 @@ use super::{CpuModel, Guest, Presence, ram::GuestRam};
 use crate::host::{Host, direct, frames, time};
 use crate::schedule::Core;
 use crate::vmx::controls::Feature;
-use crate::vmx::msr::{MsrRead, Processor};
+use crate::vmx::msr::{ARCH_CAPABILITIES, MsrRead, Processor};
 
 /// Why a guest was not started.
 #[derive(Debug)]
@@ -177,7 +177,6 @@ fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 }
 
 fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, StartError> {
-    const ARCH_CAPABILITIES: u32 = 0x10a;
     let controls = &host.vmx.controls;
     let has_arch_capabilities = cpuid(0, 0)[0] >= 7 && cpuid(7, 0)[3] >> 29 & 1 != 0;
     let offered = Offered {
@@ -185,6 +184,7 @@ fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, Sta
         invpcid: controls.has(Feature::Invpcid),
         xsaves: controls.has(Feature::Xsaves),
         arch_capabilities: has_arch_capabilities.then(|| Processor.read(ARCH_CAPABILITIES)),
+        speculation_control: host.vmx.mitigations.speculation_control,
         invariant_tsc: true,
         tsc_khz: (time::tsc_hz() / 1000) as u32,
         apic_khz: (machine::device::lapic::LAPIC_TIMER_HZ / 1000) as u32,

@@ -97,7 +97,11 @@ impl Vcpu {
                 };
             }
             MsrWrite::Xss(value) => self.cpuid_state.xss = value,
-            MsrWrite::SpeculationControl(_) | MsrWrite::PredictionBarrier => {}
+            MsrWrite::SpeculationControl(value) => {
+                self.entry.set_speculation_control(value);
+                core.host.vmx.mitigations.switch(value, false);
+            }
+            MsrWrite::PredictionBarrier => core.host.vmx.mitigations.barrier(),
             MsrWrite::GeneralProtection => return self.unknown_msr(core, vmcs),
         }
         self.skip(vmcs);

@@ -8,6 +8,7 @@ use x86_64::registers::model_specific::Msr;
 
 use super::capability::{Capabilities, FixedBits, MissingControl};
 use super::controls::Controls;
+use super::mitigation::Mitigations;
 use super::msr::{self, MsrRead, Processor};
 use super::vmcs::{self, VmxError};
 
@@ -32,6 +33,8 @@ pub struct Identity {
     pub hypervisor: bool,
     /// The vendor string is "AuthenticAMD" or "HygonGenuine".
     pub amd: bool,
+    /// CPUID.7.0:EDX: the defences against speculation; 0 where there is no such leaf.
+    pub leaf_7_edx: u32,
 }
 
 impl Identity {
@@ -41,7 +44,10 @@ impl Identity {
         let cpuid = raw_cpuid::CpuId::new();
         let features = cpuid.get_feature_info();
         let vendor = cpuid.get_vendor_info();
+        let leaves = raw_cpuid::native_cpuid::cpuid_count(0, 0).eax;
+        let leaf_7_edx = if leaves >= 7 { raw_cpuid::native_cpuid::cpuid_count(7, 0).edx } else { 0 };
         Self {
+            leaf_7_edx,
             vmx: features.as_ref().is_some_and(raw_cpuid::FeatureInfo::has_vmx),
             hypervisor: features.as_ref().is_some_and(raw_cpuid::FeatureInfo::has_hypervisor),
             amd: vendor.is_some_and(|v| matches!(v.as_str(), "AuthenticAMD" | "HygonGenuine")),
@@ -143,7 +149,12 @@ pub struct Vmx {
     pub capabilities: Capabilities,
     /// What we use of it.
     pub controls: Controls,
+    /// What is done against speculation across the boundary.
+    pub mitigations: Mitigations,
 }
+
+/// CPUID.7.0:EDX: IA32_ARCH_CAPABILITIES exists.
+const HAS_ARCH_CAPABILITIES: u32 = 1 << 29;
 
 /// Decides whether a processor can run Umbra. Pure: `identity` and `msrs` may be a test's.
 ///
@@ -156,7 +167,10 @@ pub fn decide(identity: Identity, msrs: &impl MsrRead) -> Result<Vmx, Refusal> {
     feature_control(msrs.read(msr::FEATURE_CONTROL))?;
     let capabilities = Capabilities::read(msrs);
     let controls = Controls::choose(&capabilities)?;
-    Ok(Vmx { capabilities, controls })
+    let has_arch_capabilities = identity.leaf_7_edx & HAS_ARCH_CAPABILITIES != 0;
+    let arch_capabilities = if has_arch_capabilities { msrs.read(msr::ARCH_CAPABILITIES) } else { 0 };
+    let mitigations = Mitigations::choose(identity.leaf_7_edx, arch_capabilities);
+    Ok(Vmx { capabilities, controls, mitigations })
 }
 
 /// [`decide`] for the processor this code runs on. Changes nothing. Call it once, on the boot core, before any
@@ -202,7 +216,7 @@ mod tests {
     use super::super::msr::tables::{broadwell, penryn, skylake};
     use super::*;
 
-    const INTEL: Identity = Identity { vmx: true, hypervisor: false, amd: false };
+    const INTEL: Identity = Identity { vmx: true, hypervisor: false, amd: false, leaf_7_edx: 0 };
 
     fn refusal(identity: Identity) -> std::string::String {
         // No MSR may be read: they do not exist without VMX.
@@ -215,6 +229,16 @@ mod tests {
         for table in [penryn(), broadwell(), skylake()] {
             assert!(decide(INTEL, &table.with(msr::FEATURE_CONTROL, 5)).is_ok());
         }
+    }
+
+    #[test]
+    fn arch_capabilities_are_read_only_where_they_exist() {
+        let table = broadwell().with(msr::FEATURE_CONTROL, 5);
+        assert!(!decide(INTEL, &table).unwrap().mitigations.speculation_control);
+        let table = table.with(msr::ARCH_CAPABILITIES, 1 << 1);
+        let identity = Identity { leaf_7_edx: 1 << 26 | HAS_ARCH_CAPABILITIES, ..INTEL };
+        let mitigations = decide(identity, &table).unwrap().mitigations;
+        assert!(mitigations.speculation_control && !mitigations.restrict_on_exit);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use core::arch::{asm, global_asm};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::AtomicU8;
 
+use super::mitigation;
 pub use super::mitigation::Mitigations;
 use super::vmcs::{CurrentVmcs, InstructionError, VmxError, last_error};
 
@@ -108,6 +109,7 @@ impl GuestRegisters {
 
 const CLEAR_BUFFERS: u8 = 1;
 const FILL_RETURN_STACK: u8 = 2;
+const RESTRICT: u8 = 4;
 
 /// What one VMCS's entries need: the guest's registers and two caches of what the VMCS holds.
 ///
@@ -122,6 +124,8 @@ pub struct Entry {
     /// Whether the next entry is a VMRESUME.
     launched: u8,
     mitigations: u8,
+    /// What SPEC_CTRL holds for the guest, where entry and exit switch it.
+    speculation_control: u32,
 }
 
 /// How [`Entry::enter`] ended.
@@ -153,7 +157,15 @@ impl Entry {
         if mitigations.fill_return_stack_on_exit {
             flags |= FILL_RETURN_STACK;
         }
+        if mitigations.restrict_on_exit {
+            flags |= RESTRICT;
+        }
         Self { mitigations: flags, ..Self::default() }
+    }
+
+    /// The guest's SPEC_CTRL (bits 2:0), for processors whose mitigations switch it at entry and exit.
+    pub const fn set_speculation_control(&mut self, value: u64) {
+        self.speculation_control = value as u32;
     }
 
     /// The VMCS was cleared (its data stays): the next entry must launch it again.
@@ -188,13 +200,16 @@ impl Entry {
             self.launched = 1;
             return EntryOutcome::Exited;
         }
-        not_exited(outcome)
+        not_exited(outcome, self.mitigations & RESTRICT != 0)
     }
 }
 
 #[cold]
 #[inline(never)]
-fn not_exited(outcome: u32) -> EntryOutcome {
+fn not_exited(outcome: u32, restrict: bool) -> EntryOutcome {
+    if restrict {
+        mitigation::restrict();
+    }
     match outcome {
         ABORTED => EntryOutcome::Aborted,
         FAILED_VALID => EntryOutcome::Failed(VmxError::FailValid(InstructionError(last_error()))),
@@ -272,7 +287,7 @@ global_asm!(
     "cmp rsp, [rdi + {host_rsp}]",
     "jne 20f",
     "22:",
-    "test byte ptr [rdi + {mitigations}], {clear_buffers}",
+    "test byte ptr [rdi + {mitigations}], {clear_buffers} | {restrict}",
     "jnz 30f",
     ".global umbra_vmx_window_start",
     "umbra_vmx_window_start:",
@@ -320,8 +335,17 @@ global_asm!(
     "jbe 13b",
     "mov [rdi + {host_rsp}], rsp",
     "jmp 22b",
-    // VERW with a memory operand; any selector will do, the stack segment's is at hand.
+    // The guest's SPEC_CTRL. Then VERW with a memory operand; any selector will do, the stack segment's is at hand.
     "30:",
+    "test byte ptr [rdi + {mitigations}], {restrict}",
+    "jz 31f",
+    "mov ecx, {spec_ctrl}",
+    "mov eax, [rdi + {speculation_control}]",
+    "xor edx, edx",
+    "wrmsr",
+    "31:",
+    "test byte ptr [rdi + {mitigations}], {clear_buffers}",
+    "jz umbra_vmx_window_start",
     "mov word ptr [rsp - 8], ss",
     "verw word ptr [rsp - 8]",
     "jmp umbra_vmx_window_start",
@@ -345,7 +369,7 @@ global_asm!(
     "mov [rdi + {r14}], r14",
     "mov [rdi + {r15}], r15",
     "pop qword ptr [rdi + {rdi}]",
-    "test byte ptr [rdi + {mitigations}], {fill_return_stack}",
+    "test byte ptr [rdi + {mitigations}], {fill_return_stack} | {restrict}",
     "jnz 40f",
     "41:",
     "xor eax, eax",
@@ -365,8 +389,17 @@ global_asm!(
     "pop rbx",
     "pop rbp",
     "ret",
-    // Thirty-two calls that never return fill the return stack buffer with addresses of ours.
     "40:",
+    "test byte ptr [rdi + {mitigations}], {restrict}",
+    "jz 47f",
+    "mov ecx, {spec_ctrl}",
+    "mov eax, {ibrs}",
+    "xor edx, edx",
+    "wrmsr",
+    "47:",
+    "test byte ptr [rdi + {mitigations}], {fill_return_stack}",
+    "jz 41b",
+    // Thirty-two calls that never return fill the return stack buffer with addresses of ours.
     "mov ecx, 16",
     "42:",
     "call 44f",
@@ -393,6 +426,10 @@ global_asm!(
     mitigations = const offset_of!(Entry, mitigations),
     clear_buffers = const CLEAR_BUFFERS,
     fill_return_stack = const FILL_RETURN_STACK,
+    restrict = const RESTRICT,
+    speculation_control = const offset_of!(Entry, speculation_control),
+    spec_ctrl = const super::msr::SPEC_CTRL,
+    ibrs = const mitigation::IBRS,
     host_rsp_field = const super::fields::HOST_RSP.encoding(),
     aborted = const ABORTED,
     failed_invalid = const FAILED_INVALID,

@@ -2,6 +2,12 @@
 
 /// `IA32_FEATURE_CONTROL`: the firmware's decision whether VMX may be used.
 pub const FEATURE_CONTROL: u32 = 0x3a;
+/// `IA32_SPEC_CTRL`.
+pub const SPEC_CTRL: u32 = 0x48;
+/// `IA32_PRED_CMD`.
+pub const PRED_CMD: u32 = 0x49;
+/// `IA32_ARCH_CAPABILITIES`.
+pub const ARCH_CAPABILITIES: u32 = 0x10a;
 /// `IA32_SYSENTER_CS`.
 pub const SYSENTER_CS: u32 = 0x174;
 /// `IA32_SYSENTER_ESP`.
