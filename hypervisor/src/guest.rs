@@ -1,5 +1,6 @@
 //! One guest: its memory, its shadow MMU, its devices, its processor model.
 
+pub mod life;
 pub mod ram;
 pub mod registry;
 pub mod shadow;

@@ -9,6 +9,7 @@ use memory::counters::Writer;
 use memory::{Counters, Event};
 use spin::{Mutex, Once};
 
+use crate::console;
 use crate::host::cores::{self, CORES_MAX, PerCore};
 use crate::host::{Host, apic, ioapic, legacy, time};
 use crate::vcpu::{Leave, Vcpu};
@@ -227,7 +228,7 @@ fn sleep(core: &Core, until_tsc: Option<u64>, working: bool) {
     core.writer.count(Event::Idle);
     let start = time::tsc();
     let until_ns = until_tsc.map_or(u64::MAX, |tsc| time::ticks_to_ns(tsc.saturating_sub(start)));
-    let wait_ns = if core.index == 0 { until_ns.min(LOOK_NS) } else { until_ns };
+    let wait_ns = if core.index == 0 { until_ns.min(LOOK_NS).min(console::patience_ns(0)) } else { until_ns };
     if wait_ns > 0 && !working {
         if wait_ns < u64::MAX {
             apic::arm_timer(wait_ns);

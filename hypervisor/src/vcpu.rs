@@ -272,13 +272,16 @@ impl Vcpu {
         if self.guest.stop_requested.load(Ordering::Acquire) {
             return Next::Leave(Leave::Ended(End::Stopped));
         }
-        if time::tsc() >= slice_end_tsc {
+        self.guest.exits.store(self.exits(), Ordering::Relaxed);
+        let typed = crate::console::tend(core.index);
+        if time::tsc() >= slice_end_tsc || typed {
             return Next::Leave(Leave::Slice);
         }
         self.guest.attention.store(false, Ordering::Release);
         let next_tsc = self.update_devices(core);
         self.choose_event(core, vmcs);
-        self.due_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc));
+        let patience_tsc = crate::console::patience_tsc(core.index);
+        self.due_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc)).min(patience_tsc);
         let wait = self.due_tsc.saturating_sub(time::tsc());
         if self.controls.has(Feature::PreemptionTimer) {
             let shift = core.host.vmx.capabilities.misc.preemption_timer_shift();

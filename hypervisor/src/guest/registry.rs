@@ -9,16 +9,47 @@ use spin::Mutex;
 
 use super::Guest;
 
+/// Where a guest is between its start and its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// It has ended, or never started: all it had is free.
+    #[default]
+    Down,
+    /// A core is building it.
+    Starting,
+    /// It runs, or sleeps.
+    Up,
+    /// A core is taking everything back from it.
+    Ending,
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Last {
+    /// For what reason.
+    pub end: End,
+    /// Exits of its life.
+    pub exits: u64,
+    /// TSC ticks from its start to its end.
+    pub ticks: u64,
+}
+
 /// A guest's line in the registry.
 pub struct Line {
     /// What the manifest says.
     pub config: GuestConfig,
-    /// While it runs.
+    /// While it runs: in [`Phase::Up`].
     pub guest: Option<Arc<Guest>>,
+    /// Who changes it, under the registry's lock, owns the guest until the next change.
+    pub phase: Phase,
     /// How it last ended.
-    pub ended: Option<End>,
-    /// How often it was started again.
+    pub last: Option<Last>,
+    /// How often its policy started it again.
     pub restarts: u32,
+    /// Somebody wants it to be started once it is down.
+    pub restart_wanted: bool,
+    /// Heap that its building took, in bytes.
+    pub heap_bytes: usize,
 }
 
 /// Held for a few instructions at a time, never on the exit or fill path.
@@ -28,7 +59,15 @@ static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 pub fn enter(configs: &[GuestConfig]) {
     *LINES.lock() = configs
         .iter()
-        .map(|config| Line { config: config.clone(), guest: None, ended: None, restarts: 0 })
+        .map(|config| Line {
+            config: config.clone(),
+            guest: None,
+            phase: Phase::Down,
+            last: None,
+            restarts: 0,
+            restart_wanted: false,
+            heap_bytes: 0,
+        })
         .collect();
 }
 

@@ -22,6 +22,8 @@ pub fn allow_test_exit() {
 /// core halts for ever. 0: every guest ended as its manifest expects; 101: panic.
 pub fn exit(code: u8) -> ! {
     cores::stop_others();
+    // SAFETY: the other cores are stopped or about to be, maybe in the middle of a line.
+    unsafe { log::break_locks() };
     log::raw(format_args!("umbra: exit {code}"));
     serial::flush();
     if TEST_EXIT.load(Ordering::Acquire) {

@@ -1,10 +1,21 @@
 //! COM1, shared by the log and the guests' console. A machine without the port works on in silence.
+//!
+//! While the machine boots, and when it ends, writers wait for the port. In between ([`go_on_in_background`]) they
+//! only put their bytes into a ring, which [`pump`] sends as the port takes them; a writer waits only where the ring
+//! is full. What the log and the guests print goes through the one ring, so its order is that of the writing.
 
+mod open;
+mod ring;
+
+use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
+
+pub use open::{Open, Writer};
+pub use ring::Ring;
 
 const COM1: u16 = 0x3f8;
 
@@ -12,13 +23,41 @@ const COM1: u16 = 0x3f8;
 /// empties in 1.4 ms; a poll of a real port takes about 1 us.
 const DEAD_AFTER_POLLS: u32 = 1 << 20;
 
+/// Output that waits for the port, at most: the whole log of a Linux boot, which the port takes seconds to send.
+const OUTPUT_BYTES: usize = 64 * 1024;
+/// Input that waits to be read, at most; what comes on top is lost, as on any serial line.
+const INPUT_BYTES: usize = 4096;
+/// Bytes sent by one [`pump`], at most: an emulated port takes them at once, for ever.
+const PUMP_BYTES: usize = 64;
+
+/// How often [`pump`] wants to be called while [`wants_pump`]: sooner than a full FIFO of 16 bytes is sent, or an
+/// empty one overrun (1.39 ms at 115200 baud).
+pub const PUMP_NS: u64 = 1_000_000;
+
 struct Line {
     uart: Option<Uart16550<PioBackend>>,
-    at_line_start: bool,
+    open: Open,
+    /// Writers do not wait.
+    background: bool,
+    /// Input is read.
+    receiving: bool,
+    output: Ring<OUTPUT_BYTES>,
+    input: Ring<INPUT_BYTES>,
 }
 
-static LINE: Mutex<Line> = Mutex::new(Line { uart: None, at_line_start: true });
+static LINE: Mutex<Line> = Mutex::new(Line {
+    uart: None,
+    open: Open::new(),
+    background: false,
+    receiving: false,
+    output: Ring::new(),
+    input: Ring::new(),
+});
 static PRESENT: AtomicBool = AtomicBool::new(false);
+/// Output waits, or input may arrive: somebody must pump.
+static WANTS_PUMP: AtomicBool = AtomicBool::new(false);
+/// Input was received and not yet read.
+static HAS_INPUT: AtomicBool = AtomicBool::new(false);
 
 /// Looks for COM1 and sets it to 115200 baud, 8N1, FIFO on. Returns whether it is there.
 pub fn init() -> bool {
@@ -40,64 +79,202 @@ pub fn is_present() -> bool {
     PRESENT.load(Ordering::Acquire)
 }
 
+/// From now on writers do not wait, and somebody calls [`pump`].
+pub fn go_on_in_background() {
+    LINE.lock().background = true;
+}
+
+/// From now on input is read, and kept for [`take_input`]. Without a person the port is left alone: what arrives
+/// when would make runs differ.
+pub fn receive() {
+    let mut line = LINE.lock();
+    line.receiving = true;
+    line.note();
+}
+
 impl Line {
     fn write(&mut self, mut bytes: &[u8]) {
-        let Some(uart) = &mut self.uart else { return };
-        if let Some(&last) = bytes.last() {
-            self.at_line_start = last == b'\n';
+        if self.uart.is_none() {
+            return;
+        }
+        if self.background {
+            loop {
+                bytes = &bytes[self.output.push(bytes)..];
+                if bytes.is_empty() {
+                    return;
+                }
+                // At least 16 bytes at a time: room for one is no reason to go round again.
+                self.wait(OUTPUT_BYTES - PUMP_BYTES);
+                if self.uart.is_none() {
+                    return;
+                }
+            }
         }
         let mut polls = 0;
         while !bytes.is_empty() {
+            let Some(uart) = &mut self.uart else { return };
             let sent = uart.send_bytes(bytes);
             bytes = &bytes[sent..];
             polls = if sent == 0 { polls + 1 } else { 0 };
             if polls > DEAD_AFTER_POLLS {
-                self.uart = None;
-                PRESENT.store(false, Ordering::Release);
-                return;
+                self.bury();
             }
         }
     }
-}
 
-/// Sends bytes as they are, waiting for the port.
-pub fn write_bytes(bytes: &[u8]) {
-    LINE.lock().write(bytes);
+    /// Sends until at most `left` bytes wait.
+    fn wait(&mut self, left: usize) {
+        let mut polls = 0;
+        while self.output.len() > left {
+            polls = if self.send() == 0 { polls + 1 } else { 0 };
+            self.read();
+            if polls > DEAD_AFTER_POLLS {
+                self.bury();
+            }
+        }
+    }
+
+    /// The port takes nothing any more.
+    fn bury(&mut self) {
+        self.uart = None;
+        self.output.consume(OUTPUT_BYTES);
+        PRESENT.store(false, Ordering::Release);
+    }
+
+    /// Sends what the port takes without waiting; returns how many bytes those were.
+    fn send(&mut self) -> usize {
+        let Some(uart) = &mut self.uart else {
+            self.output.consume(OUTPUT_BYTES);
+            return 0;
+        };
+        let mut total = 0;
+        while total < PUMP_BYTES {
+            let sent = uart.send_bytes(self.output.front());
+            if sent == 0 {
+                break;
+            }
+            self.output.consume(sent);
+            total += sent;
+        }
+        total
+    }
+
+    /// Takes what has arrived.
+    fn read(&mut self) {
+        let Some(uart) = self.uart.as_mut().filter(|_| self.receiving) else { return };
+        while self.input.room() > 0
+            && let Ok(byte) = uart.try_receive_byte()
+        {
+            self.input.push(&[byte]);
+        }
+        HAS_INPUT.store(!self.input.is_empty(), Ordering::Relaxed);
+    }
+
+    fn note(&self) {
+        WANTS_PUMP.store(!self.output.is_empty() || self.receiving, Ordering::Relaxed);
+    }
+
+    fn write_line(&mut self, parts: &[&[u8]]) {
+        self.end_open();
+        parts.iter().for_each(|part| self.write(part));
+        self.write(b"\r\n");
+        self.note();
+    }
+
+    fn end_open(&mut self) {
+        let mut open = core::mem::take(&mut self.open);
+        open.end(&mut |bytes| self.write(bytes));
+        self.open = open;
+    }
 }
 
 /// Sends one line and its end, at the start of a line: ends what another writer left unfinished first.
 pub fn write_line(line: &[u8]) {
-    let mut port = LINE.lock();
-    if !port.at_line_start {
-        port.write(b"\r\n");
-    }
-    port.write(line);
-    port.write(b"\r\n");
+    write_line_of(&[line]);
 }
 
-/// Sends what the port takes at once (up to its FIFO's 16 bytes) and returns how many those are. Never waits:
-/// fit for an exit path.
-pub fn try_write(bytes: &[u8]) -> usize {
-    let Some(mut line) = LINE.try_lock() else { return 0 };
-    let Some(uart) = &mut line.uart else { return bytes.len() };
-    let sent = uart.send_bytes(bytes);
-    if let Some(&last) = bytes[..sent].last() {
-        line.at_line_start = last == b'\n';
-    }
-    sent
+/// Like [`write_line`] for a line in several parts.
+pub fn write_line_of(parts: &[&[u8]]) {
+    LINE.lock().write_line(parts);
 }
 
-/// The next byte that came in, if any. Never waits.
-pub fn try_read() -> Option<u8> {
-    if !is_present() {
-        return None;
+/// Like [`write_line`] for a line of any length, from what `write` writes. Nothing else comes in between; `write`
+/// must not use this module itself.
+pub fn write_line_with(write: impl FnOnce(&mut dyn fmt::Write)) {
+    struct Text<'a>(&'a mut Line);
+    impl fmt::Write for Text<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.write(text.as_bytes());
+            Ok(())
+        }
     }
-    LINE.try_lock()?.uart.as_mut()?.try_receive_byte().ok()
+    let mut line = LINE.lock();
+    line.end_open();
+    write(&mut Text(&mut line));
+    line.write(b"\r\n");
+    line.note();
+}
+
+/// Sends a piece of a line that may stay unfinished; see [`Open::piece`].
+pub fn write_piece(writer: Writer, head: &[&[u8]], text: &[u8], ends: bool) {
+    let mut line = LINE.lock();
+    let mut open = core::mem::take(&mut line.open);
+    open.piece(&mut |bytes| line.write(bytes), writer, head, text, ends);
+    line.open = open;
+    line.note();
+}
+
+/// Whether the unfinished line at the end of the output is this writer's.
+#[must_use]
+pub fn is_open_by(writer: Writer) -> bool {
+    LINE.lock().open.is_by(writer)
+}
+
+/// How often anything was written.
+#[must_use]
+pub fn changes() -> u64 {
+    LINE.lock().open.changes()
+}
+
+/// Whether [`pump`] is to be called every [`PUMP_NS`].
+#[inline]
+#[must_use]
+pub fn wants_pump() -> bool {
+    WANTS_PUMP.load(Ordering::Relaxed)
+}
+
+/// Sends and receives what the port has ready. Never waits: fit for an exit path.
+pub fn pump() {
+    if wants_pump()
+        && let Some(mut line) = LINE.try_lock()
+    {
+        line.send();
+        line.read();
+        line.note();
+    }
+}
+
+/// Whether there is something for [`take_input`].
+#[inline]
+#[must_use]
+pub fn has_input() -> bool {
+    HAS_INPUT.load(Ordering::Relaxed)
+}
+
+/// Moves the oldest input to `target` and returns how many bytes. Never waits for the port.
+pub fn take_input(target: &mut [u8]) -> usize {
+    let mut line = LINE.lock();
+    line.read();
+    let count = line.input.pop(target);
+    HAS_INPUT.store(!line.input.is_empty(), Ordering::Relaxed);
+    count
 }
 
 /// Waits until the last bit has left the transmitter: what follows may end the machine.
 pub fn flush() {
     let mut line = LINE.lock();
+    line.wait(0);
+    line.note();
     let Some(uart) = &mut line.uart else { return };
     for _ in 0..DEAD_AFTER_POLLS {
         if uart.lsr().contains(uart_16550::spec::registers::LSR::TRANSMITTER_EMPTY) {
@@ -107,17 +284,23 @@ pub fn flush() {
     }
 }
 
-/// Takes the lock away from whoever holds it, if it is not given back soon.
+/// Takes the lock away from whoever holds it, if it is not given back soon, sends what waits, and lets writers wait
+/// for the port again.
 ///
 /// # Safety
-/// Only while panicking, when the other cores are stopped or about to be.
+/// Only at the end, when the other cores are stopped or about to be.
 pub unsafe fn break_lock() {
     for _ in 0..1_000_000 {
         if !LINE.is_locked() {
-            return;
+            break;
         }
         core::hint::spin_loop();
     }
-    // SAFETY: the caller panics: the holder is this core (interrupted in the middle) or stopped.
-    unsafe { LINE.force_unlock() }
+    if LINE.is_locked() {
+        // SAFETY: the machine ends: the holder is this core (interrupted in the middle) or stopped.
+        unsafe { LINE.force_unlock() }
+    }
+    let mut line = LINE.lock();
+    line.background = false;
+    line.wait(0);
 }

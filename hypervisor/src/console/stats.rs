@@ -1,0 +1,313 @@
+//! What was counted, for a person (`list`, `stats`) and for programs (`umbra-stats: {...}`).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memory::counters::{Population, Total};
+use memory::{Owner, PAGE_SIZE};
+
+use super::focus;
+use super::json::Json;
+use crate::guest::Guest;
+use crate::guest::life::Reason;
+use crate::guest::registry::{self, Last, Phase};
+use crate::host::log::raw;
+use crate::host::{Host, frames, heap, serial, time};
+use crate::schedule::{self, Core};
+
+const KIB: u64 = 1024;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// A guest's line at one moment.
+struct Row {
+    name: heapless::String<32>,
+    memory_bytes: u64,
+    heap_bytes: u64,
+    vcpus: u32,
+    phase: Phase,
+    last: Option<Last>,
+    guest: Option<Arc<Guest>>,
+}
+
+impl Row {
+    fn exits(&self) -> u64 {
+        match &self.guest {
+            Some(guest) => guest.exits.load(Ordering::Relaxed),
+            None => self.last.map_or(0, |last| last.exits),
+        }
+    }
+
+    fn uptime_ms(&self) -> u64 {
+        match &self.guest {
+            Some(guest) => guest.now_ns() / NS_PER_MS,
+            None => self.last.map_or(0, |last| time::ticks_to_ns(last.ticks) / NS_PER_MS),
+        }
+    }
+
+    /// Live shadow pages.
+    fn shadow_pages(&self) -> u64 {
+        self.guest.as_ref().map_or(0, |guest| guest.mmu.lock().live_pages().into())
+    }
+
+    /// Where the guest is, in one word.
+    fn state(&self) -> &'static str {
+        match self.phase {
+            Phase::Up => "runs",
+            Phase::Starting => "starts",
+            Phase::Ending => "ends",
+            Phase::Down if self.last.is_some() => "ended",
+            Phase::Down => "down",
+        }
+    }
+}
+
+/// Copies the registry, so that it is free again before any guest's lock is taken.
+fn rows() -> Vec<Row> {
+    registry::with(|lines| {
+        let row = |line: &registry::Line| Row {
+            name: heapless::String::try_from(line.config.name.as_str()).unwrap_or_default(),
+            memory_bytes: line.config.memory_bytes,
+            heap_bytes: line.heap_bytes as u64,
+            vcpus: line.config.vcpus,
+            phase: line.phase,
+            last: line.last,
+            guest: line.guest.clone(),
+        };
+        lines.iter().map(row).collect()
+    })
+}
+
+/// Prints all guests on a line each.
+pub fn list(_core: &Core) {
+    raw(format_args!(
+        "    # name                 state   memory    vcpus core      exits   shadow pages  uptime"
+    ));
+    for (place, row) in rows().iter().enumerate() {
+        let mark = if place == focus() { '*' } else { ' ' };
+        let mut core = heapless::String::<8>::new();
+        if let Some(guest) = &row.guest {
+            // A core's number has two digits.
+            let _ = write!(core, "{}", guest.presence.core.load(Ordering::Relaxed));
+        }
+        let mut end = heapless::String::<40>::new();
+        if let (None, Some(last)) = (&row.guest, row.last) {
+            let _ = write!(end, "  ({})", Reason(last.end));
+        }
+        raw(format_args!(
+            "  {mark}{:2} {:20} {:7} {:5} MiB {:5} {core:>4} {:10} {:14} {:>5}.{:03} s{end}",
+            place + 1,
+            row.name,
+            row.state(),
+            row.memory_bytes >> 20,
+            row.vcpus,
+            row.exits(),
+            row.shadow_pages(),
+            row.uptime_ms() / 1000,
+            row.uptime_ms() % 1000,
+        ));
+    }
+}
+
+/// What the hypervisor itself takes of the machine's RAM, beside the payload, in bytes: all that was never given to
+/// the frame allocator (the image, its tables, stacks and heap, what the bootloader left) and its own frames.
+fn own_bytes(host: &Host) -> u64 {
+    let allocator = frames::allocator();
+    let payload = (host.payload.len() as u64).next_multiple_of(PAGE_SIZE);
+    let outside = host.ram_bytes.saturating_sub(allocator.total_frames() * PAGE_SIZE).saturating_sub(payload);
+    outside + allocator.owned_by(Owner::Hypervisor) * PAGE_SIZE
+}
+
+/// Shadow pages, exactly or between two bounds.
+struct Pages(Population);
+
+impl fmt::Display for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Population::Exact(count) => write!(f, "{count}"),
+            Population::Between { low, high } => write!(f, "between {low} and {high}"),
+        }
+    }
+}
+
+/// Prints everything that was counted.
+pub fn print(core: &Core) {
+    let rows = rows();
+    let allocator = frames::allocator();
+    let marks = allocator.marks();
+    let counters = schedule::counters();
+    let now_ms = time::now_ns() / NS_PER_MS;
+    raw(format_args!("after {}.{:03} s:", now_ms / 1000, now_ms % 1000));
+    raw(format_args!("  shadow pages: {}", Pages(counters.shadow_pages())));
+    raw(format_args!(
+        "  frames: {} of {} free; marks: min {}, low {}, high {}",
+        allocator.free_frames(),
+        allocator.total_frames(),
+        marks.min_frames(),
+        marks.low_frames(),
+        marks.high_frames()
+    ));
+    let (heap_used, heap_free) = heap::usage();
+    raw(format_args!(
+        "  memory: the hypervisor {} KiB (of it heap {} KiB, {} KiB in use), the payload {} KiB",
+        own_bytes(core.host) / KIB,
+        (heap_used + heap_free) as u64 / KIB,
+        heap_used as u64 / KIB,
+        core.host.payload.len() as u64 / KIB
+    ));
+    for index in 0..core.host.cores {
+        let now = time::tsc().max(1);
+        raw(format_args!("  core {index}: idle {} %", percent(schedule::idle_ticks(index), now)));
+    }
+    for row in &rows {
+        guest(row);
+    }
+    let mut totals: Vec<Total> = counters.totals().filter(|total| total.sum > 0).collect();
+    // Each kind in the order of its frequency; the sort keeps the declared order where they are equal.
+    totals.sort_by_key(|total| (total.name.starts_with("exit_"), core::cmp::Reverse(total.sum)));
+    let exits: u64 =
+        totals.iter().filter(|total| total.name.starts_with("exit_")).map(|total| total.sum).sum();
+    raw(format_args!("  in all, on all cores:"));
+    let mut in_exits = false;
+    for total in &totals {
+        if !in_exits && total.name.starts_with("exit_") {
+            in_exits = true;
+            raw(format_args!("  exits by reason, {exits} in all:"));
+        }
+        raw(format_args!("  {:12} {:22} {}", total.sum, total.name, total.description));
+    }
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    (u128::from(part) * 100 / u128::from(whole.max(1))) as u64
+}
+
+fn guest(row: &Row) {
+    let Some(guest) = &row.guest else {
+        raw(format_args!("  guest {}: {}", row.name, row.state()));
+        return;
+    };
+    let (pages, shadow_frames, stats) = {
+        let mmu = guest.mmu.lock();
+        (mmu.live_pages(), mmu.frames(), *mmu.stats())
+    };
+    let memory_frames = frames::allocator().owned_by(Owner::Memory(guest.id));
+    let beside = (memory_frames * PAGE_SIZE).saturating_sub(row.memory_bytes) + row.heap_bytes;
+    raw(format_args!(
+        "  guest {}: {} exits; RAM {} KiB, beside it {} KiB; {pages} shadow pages, {} KiB in {shadow_frames} frames",
+        row.name,
+        row.exits(),
+        row.memory_bytes / KIB,
+        beside / KIB,
+        shadow_frames * PAGE_SIZE / KIB,
+    ));
+    let mut line = heapless::String::<256>::new();
+    for (name, _, value) in stats.each() {
+        // What does not fit is cut: eleven names and numbers do.
+        let _ = write!(line, " {name} {value}");
+    }
+    raw(format_args!("   {line}"));
+}
+
+/// Between two lines of JSON, in nanoseconds; 0: none are printed.
+static INTERVAL_NS: AtomicU64 = AtomicU64::new(0);
+/// When the next one is due, in nanoseconds since the start.
+static NEXT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Prints a line of JSON every so many milliseconds; `None`: never.
+pub fn every(interval_ms: Option<u32>) {
+    let interval_ns = u64::from(interval_ms.unwrap_or(0)) * NS_PER_MS;
+    INTERVAL_NS.store(interval_ns, Ordering::Relaxed);
+    NEXT_NS.store(time::now_ns() + interval_ns, Ordering::Relaxed);
+}
+
+/// Prints the line that is due; returns when the next one is, in nanoseconds since the start.
+pub fn tick(now_ns: u64) -> u64 {
+    let interval_ns = INTERVAL_NS.load(Ordering::Relaxed);
+    if interval_ns == 0 {
+        return u64::MAX;
+    }
+    let due_ns = NEXT_NS.load(Ordering::Relaxed);
+    if now_ns < due_ns {
+        return due_ns;
+    }
+    // A line that came late makes up for it, unless it missed the next one's time.
+    let next_ns = if due_ns + interval_ns > now_ns { due_ns + interval_ns } else { now_ns + interval_ns };
+    NEXT_NS.store(next_ns, Ordering::Relaxed);
+    let rows = rows();
+    let pages: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            row.guest.as_ref().map(|guest| {
+                let mmu = guest.mmu.lock();
+                (mmu.live_pages(), mmu.frames(), *mmu.stats())
+            })
+        })
+        .collect();
+    serial::write_line_with(|out| {
+        // A port that takes nothing any more is dealt with there.
+        let _ = out.write_str("umbra-stats: ").and_then(|()| write(out, now_ns, &rows, &pages));
+    });
+    next_ns
+}
+
+type Shadow = Option<(u32, u64, shadow::Stats)>;
+
+/// One object. Counters that are still 0 are left out: most are, and the port is slow.
+fn write(out: &mut dyn Write, now_ns: u64, rows: &[Row], pages: &[Shadow]) -> fmt::Result {
+    let allocator = frames::allocator();
+    let marks = allocator.marks();
+    let counters = schedule::counters();
+    let mut json = Json::object(out);
+    json.number("time_ms", now_ns / NS_PER_MS);
+    match counters.shadow_pages() {
+        Population::Exact(count) => json.number("shadow_pages", count),
+        Population::Between { low, high } => {
+            json.number("shadow_pages_low", low);
+            json.number("shadow_pages_high", high);
+        }
+    }
+    json.number("free_frames", allocator.free_frames());
+    json.number("total_frames", allocator.total_frames());
+    json.number("min_frames", marks.min_frames());
+    json.number("low_frames", marks.low_frames());
+    json.number("high_frames", marks.high_frames());
+    let mut idle = json.list("idle_ticks");
+    for core in 0..crate::host::cores::count() {
+        idle.item(schedule::idle_ticks(core));
+    }
+    idle.end()?;
+    let mut guests = json.list("guests");
+    for (row, pages) in rows.iter().zip(pages) {
+        let mut guest = guests.element();
+        guest.text("name", &row.name);
+        guest.text("state", row.state());
+        guest.number("uptime_ms", row.uptime_ms());
+        guest.number("exits", row.exits());
+        if let Some((pages, frames, stats)) = pages {
+            guest.number("shadow_pages", (*pages).into());
+            guest.number("shadow_frames", *frames);
+            for (name, _, value) in stats.each() {
+                guest.number(name, value);
+            }
+        }
+        guest.end()?;
+    }
+    guests.end()?;
+    let mut counts = json.member("counters");
+    for total in counters.totals().filter(|total| total.sum > 0) {
+        counts.number(total.name, total.sum);
+    }
+    counts.end()?;
+    json.end()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn percentages_do_not_overflow() {
+        assert_eq!(super::percent(u64::MAX, u64::MAX), 100);
+        assert_eq!(super::percent(1, 0), 100);
+    }
+}

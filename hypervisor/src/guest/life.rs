@@ -1,0 +1,236 @@
+//! The life of the guests: who starts when, what happens at an end, and when all is over.
+//!
+//! A guest's [`Phase`] in the registry says who may touch it: whoever moves it on, under the registry's lock, has it
+//! to itself until the next move. So a restart from the console, a restart by policy and an end on another core never
+//! meet in the middle.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use machine::manifest::{End, OnEnd, Package};
+use memory::Event;
+use spin::Once;
+
+use super::registry::{self, Last, Line, Phase};
+use super::start;
+use crate::console;
+use crate::host::{Host, heap, power, time};
+use crate::schedule::{self, Core};
+use crate::vcpu::Vcpu;
+
+/// What all guests are made from.
+pub struct Payload {
+    /// The manifest and the files.
+    pub package: Package<'static>,
+    /// The machine.
+    pub host: &'static Host,
+}
+
+static PAYLOAD: Once<Payload> = Once::new();
+
+/// All guests shall end, and the machine then.
+static QUITTING: AtomicBool = AtomicBool::new(false);
+/// The last words are being said.
+static FINISHING: AtomicBool = AtomicBool::new(false);
+
+/// Takes the manifest's guests into the registry. Once.
+pub fn adopt(package: Package<'static>, host: &'static Host) -> &'static Payload {
+    registry::enter(&package.manifest.guests);
+    PAYLOAD.call_once(|| Payload { package, host })
+}
+
+/// What the guests are made from; `None` before [`adopt`].
+pub fn payload() -> Option<&'static Payload> {
+    PAYLOAD.get()
+}
+
+/// Starts every guest of the manifest.
+pub fn start_all(core: &Core) {
+    for place in 0..registry::with(|lines| lines.len()) {
+        if claim(place) {
+            start(core, place);
+        }
+    }
+}
+
+/// Moves a guest that is down on to its start, which is then the caller's to do.
+fn claim(place: usize) -> bool {
+    registry::with(|lines| {
+        let free = lines.get(place).is_some_and(|line| line.phase == Phase::Down);
+        if free {
+            lines[place].phase = Phase::Starting;
+        }
+        free
+    })
+}
+
+/// Starts the guest at `place` of the manifest, which is [`Phase::Starting`]; says why if it cannot.
+fn start(core: &Core, place: usize) {
+    let Some(payload) = PAYLOAD.get() else { return };
+    let Some(config) = payload.package.manifest.guests.get(place) else { return };
+    let heap_before = heap::usage().0;
+    match start::start(payload.host, core, place, config, &payload.package) {
+        Ok((guest, entry)) => {
+            log::info!(
+                "guest {}: {} MiB, {} kernel, starts at {:#x}",
+                config.name,
+                config.memory_bytes >> 20,
+                config.protocol.name(),
+                entry.rip
+            );
+            registry::with(|lines| {
+                let line = &mut lines[place];
+                line.guest = Some(Arc::clone(&guest));
+                line.phase = Phase::Up;
+                line.last = None;
+                line.restart_wanted = false;
+                line.heap_bytes = heap::usage().0.saturating_sub(heap_before);
+            });
+            if QUITTING.load(Ordering::SeqCst) {
+                guest.stop_requested.store(true, Ordering::Release);
+            }
+            let target = schedule::choose_core(&config.cores, payload.host.cores);
+            let host = payload.host;
+            schedule::place(target, Box::new(move |_| Vcpu::new(host, guest, 0, &entry)));
+        }
+        Err(error) => {
+            log::error!("guest {} is not started: {error}", config.name);
+            registry::with(|lines| {
+                lines[place].last = Some(Last { end: End::Crash, exits: 0, ticks: 0 });
+                lines[place].phase = Phase::Down;
+            });
+        }
+    }
+}
+
+/// A guest has ended: takes everything back, and restarts it or not.
+pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
+    core.writer.count(Event::GuestEnded);
+    let (place, name, exits, ticks) = {
+        let guest = vcpu.guest();
+        console::finish(guest);
+        (guest.id.index(), guest.config.name.clone(), vcpu.exits(), time::tsc() - guest.start_tsc())
+    };
+    let guest = registry::with(|lines| {
+        lines[place].phase = Phase::Ending;
+        lines[place].guest.take()
+    });
+    vcpu.dispose(core);
+    if let Some(guest) = guest {
+        let leaked = start::dispose(&guest, core);
+        if leaked != 0 {
+            log::error!("guest {name}: {leaked} frames did not come back");
+        }
+    }
+    log::info!("guest {name} ended: {} ({exits} exits, {ticks} ticks)", Reason(end));
+    let again = registry::with(|lines| {
+        let line = &mut lines[place];
+        line.last = Some(Last { end, exits, ticks });
+        let again = wants_again(line, end);
+        line.phase = if again { Phase::Starting } else { Phase::Down };
+        again
+    });
+    if again {
+        start(core, place);
+    }
+    finish_if_over();
+}
+
+fn wants_again(line: &mut Line, end: End) -> bool {
+    if core::mem::take(&mut line.restart_wanted) {
+        return !QUITTING.load(Ordering::SeqCst);
+    }
+    match line.config.on_end {
+        OnEnd::Restart { max } if line.restarts < max && end != End::Stopped => {
+            line.restarts += 1;
+            !QUITTING.load(Ordering::SeqCst)
+        }
+        _ => false,
+    }
+}
+
+/// Asks the guest at `place` to end. Returns whether there was anything to end.
+pub fn stop(place: usize) -> bool {
+    let guest = registry::with(|lines| {
+        let line = lines.get_mut(place)?;
+        line.restart_wanted = false;
+        line.guest.clone()
+    });
+    let Some(guest) = guest else { return false };
+    guest.stop_requested.store(true, Ordering::Release);
+    guest.kick();
+    true
+}
+
+/// Ends the guest at `place`, if it runs, and starts it again.
+pub fn restart(core: &Core, place: usize) {
+    if claim(place) {
+        start(core, place);
+        return;
+    }
+    stop(place);
+    let down = registry::with(|lines| {
+        let Some(line) = lines.get_mut(place) else { return false };
+        line.restart_wanted = true;
+        line.phase == Phase::Down
+    });
+    // It came down between the two looks.
+    if down && claim(place) {
+        start(core, place);
+    }
+}
+
+/// Ends all guests, and the machine when they have ended.
+pub fn quit() {
+    QUITTING.store(true, Ordering::SeqCst);
+    for place in 0..registry::with(|lines| lines.len()) {
+        stop(place);
+    }
+    finish_if_over();
+}
+
+/// Ends the machine if no guest is left.
+pub fn finish_if_over() {
+    let over = registry::with(|lines| lines.iter().all(|line| line.phase == Phase::Down));
+    if over && !FINISHING.swap(true, Ordering::SeqCst) {
+        finish();
+    }
+}
+
+/// All guests have ended.
+fn finish() -> ! {
+    let failed = registry::with(|lines| {
+        let met = |line: &Line| line.last.is_some_and(|last| line.config.expect.is_met_by(last.end));
+        let failed = lines.iter().filter(|line| !met(line));
+        failed.map(|line| (line.config.name.clone(), line.last)).collect::<Vec<_>>()
+    });
+    for (name, last) in &failed {
+        if last.is_some_and(|last| last.end == End::Stopped) {
+            log::warn!("guest {name} was stopped before it could end as its manifest expects");
+        } else {
+            log::error!("guest {name} did not end as its manifest expects");
+        }
+    }
+    if failed.is_empty() {
+        log::info!("all guests ended as expected");
+    }
+    power::exit(u8::from(!failed.is_empty()))
+}
+
+/// How a guest ended, in words.
+pub struct Reason(pub End);
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            End::PowerOff => f.write_str("power-off"),
+            End::Exit(code) => write!(f, "exit {code}"),
+            End::Reset => f.write_str("reset"),
+            End::Crash => f.write_str("crash"),
+            End::Stopped => f.write_str("stopped from the console"),
+        }
+    }
+}
