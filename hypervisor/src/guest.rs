@@ -28,6 +28,10 @@ pub struct CpuModel {
     pub control: ControlModel,
     /// What the model-specific registers are.
     pub msr: MsrModel,
+    /// Executable pages are mapped by 4 KiB only (iTLB multihit).
+    pub split_executable: bool,
+    /// 1 GiB pages are offered.
+    pub gib_pages: bool,
     /// What VMX demands of CR0 and CR4.
     pub fixed: FixedBits,
     /// The page of the MSR bitmap.
@@ -41,8 +45,9 @@ pub struct CpuModel {
 /// `in_guest` clear knows that the next entry flushes; who finds it set sends a kick and waits for the exit.
 #[derive(Debug, Default)]
 pub struct Presence {
-    /// Between the last look at the flush generation and the exit.
-    pub in_guest: AtomicBool,
+    /// From before the last look at the flush generation to the exit: the TSC at the entry, which is different for
+    /// each; else 0.
+    pub in_guest: AtomicU64,
     /// The core that it runs on.
     pub core: AtomicU32,
 }
@@ -84,13 +89,13 @@ impl Guest {
     #[inline]
     #[must_use]
     pub fn now_ns(&self) -> u64 {
-        time::ticks_to_ns(time::tsc().wrapping_sub(self.start_tsc))
+        time::ticks_to_ns(time::tsc().saturating_sub(self.start_tsc))
     }
 
     /// The host's TSC at guest time `ns`.
     #[must_use]
     pub fn tsc_at(&self, ns: u64) -> u64 {
-        self.start_tsc.wrapping_add(time::ns_to_ticks(ns))
+        self.start_tsc.saturating_add(time::ns_to_ticks(ns))
     }
 
     /// The host's TSC when the guest started.

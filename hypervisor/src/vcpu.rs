@@ -75,8 +75,10 @@ pub struct Vcpu {
     pub(crate) cpuid_state: Dynamic,
     /// To be injected by the next entry.
     pub(crate) event: Option<PendingEvent>,
-    /// An interrupt or NMI that a fault kept from delivery: comes after `event`.
+    /// An interrupt that a fault kept from delivery: comes after `event`.
     pub(crate) postponed: Option<PendingEvent>,
+    /// It executed HLT and waits for an event.
+    pub(crate) halted: bool,
     /// An NMI waits.
     pub(crate) nmi: bool,
     /// The host's TSC at which something is due in the guest's devices or its slice ends; 0: at once.
@@ -134,6 +136,7 @@ impl Vcpu {
             event: None,
             postponed: None,
             nmi: false,
+            halted: false,
             due_tsc: 0,
             tsc_offset: start_tsc.wrapping_neg(),
             log: ExitLog::default(),
@@ -227,12 +230,13 @@ impl Vcpu {
         self.attend();
         loop {
             // One comparison finds what waits for a look, what is due in the devices, and the end of the slice.
-            if time::tsc() >= self.due_tsc {
+            let now = time::tsc();
+            if now >= self.due_tsc {
                 if let Next::Leave(leave) = self.look_around(core, &vmcs, slice_end_tsc) {
                     return leave;
                 }
             }
-            match self.enter(core, &vmcs) {
+            match self.enter(core, &vmcs, now) {
                 EntryOutcome::Exited => {
                     if let Next::Leave(leave) = self.exited(core, &vmcs) {
                         return leave;
@@ -240,6 +244,7 @@ impl Vcpu {
                 }
                 EntryOutcome::Aborted => {
                     core.writer.count(Event::EntryAborted);
+                    self.take_back_event(&vmcs);
                     self.attend();
                 }
                 EntryOutcome::Failed(error) => {
@@ -251,9 +256,9 @@ impl Vcpu {
 
     /// One entry, from the last look at the flush generation to the exit.
     #[inline(always)]
-    fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs) -> EntryOutcome {
+    fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64) -> EntryOutcome {
         let guest = &*self.guest;
-        guest.presence.in_guest.store(true, Ordering::SeqCst);
+        guest.presence.in_guest.store(now_tsc, Ordering::SeqCst);
         let generation = guest.generation.load(Ordering::SeqCst);
         if !self.mmu.is_good(generation) {
             core.invvpid.flush_context(self.vpid_base + self.mmu.tag() as u16);
@@ -262,7 +267,7 @@ impl Vcpu {
         // SAFETY: the VMCS is this vCPU's and current; its controls and state are ours, with CR3 a shadow root that
         // leads to this guest's frames alone; the host state is this core's; interrupts are off.
         let outcome = unsafe { self.entry.enter(vmcs, &core.per_core.kick) };
-        guest.presence.in_guest.store(false, Ordering::Release);
+        guest.presence.in_guest.store(0, Ordering::Release);
         outcome
     }
 
@@ -280,7 +285,12 @@ impl Vcpu {
         }
         self.guest.attention.store(false, Ordering::Release);
         let next_tsc = self.update_devices(core);
-        self.choose_event(core, vmcs);
+        if self.choose_event(core, vmcs) {
+            self.halted = false;
+        }
+        if self.halted {
+            return self.still_halted(vmcs, next_tsc);
+        }
         let patience_tsc = crate::console::patience_tsc(core.index);
         self.due_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc)).min(patience_tsc);
         let wait = self.due_tsc.saturating_sub(time::tsc());

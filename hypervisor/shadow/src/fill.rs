@@ -77,14 +77,16 @@ impl Mmu {
             let large = walk.level >= 2
                 && rights == walk.rights.and(rights)
                 && !(tracked && rights.has(Rights::WRITE))
-                && !(self.config.split_executable && rights.has(Rights::EXECUTE));
+                // A fetch from a page that may not be large and executable wants the small ones.
+                && !(self.config.split_executable && access.kind == Kind::Fetch);
             if large { host.slots().block(walk.gfn) } else { None }
         });
         let target = if block.is_some() { 2 } else { 1 };
 
-        let Some(page) = self.descend(host, root, gva, walk, target) else {
+        let Some((page, target)) = self.descend(host, root, gva, walk, target) else {
             return Fill::Short;
         };
+        let block = block.filter(|_| target == 2);
         if self.config.vcpus > 1 && !self.unchanged(host, cpu, gva, walk) {
             self.publish(host);
             return Fill::Changed;
@@ -96,6 +98,9 @@ impl Mmu {
                 Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))
             }
             (Some(guest_page), Some(block)) => {
+                if self.config.split_executable {
+                    rights = rights.without(Rights::EXECUTE);
+                }
                 self.set_leaf(host, page, index, guest_page, spte::leaf(block, 2, rights));
                 Fill::Filled
             }
@@ -120,15 +125,16 @@ impl Mmu {
     }
 
     /// From the root down to the shadow page at level `target`: makes what is missing, links it, and replaces
-    /// links that the guest's entries no longer justify.
+    /// links that the guest's entries no longer justify. Returns the page and its level, which is 1 where a large
+    /// page that may not be executable has been split for a fetch: it stays split.
     fn descend<H: Host>(
         &mut self,
         host: &H,
         root: PageId,
         gva: Gva,
         walk: &Walk,
-        target: u8,
-    ) -> Option<PageId> {
+        mut target: u8,
+    ) -> Option<(PageId, u8)> {
         let mut page = root;
         let mut level = self.pages[page].role.level();
         while level > target {
@@ -149,8 +155,14 @@ impl Mmu {
             }
             page = child;
             level -= 1;
+            if level == 2 && target == 2 && self.config.split_executable {
+                let raw = host.tables().load(self.pages[page].table, shadow_index(2, gva));
+                if matches!(spte::decode(2, raw), spte::Spte::Table(_)) {
+                    target = 1;
+                }
+            }
         }
-        Some(page)
+        Some((page, target))
     }
 
     /// Whether every guest entry that `walk` used still says the same, A and D apart. Asked after the tables

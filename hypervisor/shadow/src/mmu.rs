@@ -35,7 +35,7 @@ pub struct Config {
     pub gib_pages: bool,
     /// Mark pages that are no RAM by a reserved bit; off where the processor has none left (52 bits).
     pub mark_mmio: bool,
-    /// Map executable pages by 4 KiB only (iTLB multihit, CVE-2018-12207).
+    /// No large spte is executable: fetches are served by 4 KiB ones (iTLB multihit, CVE-2018-12207).
     pub split_executable: bool,
     /// Most shadow pages at a time.
     pub pages_max: u32,
@@ -228,7 +228,14 @@ impl Mmu {
         if self.stash.len() < 2 {
             return None;
         }
-        let (table, links) = (self.stash.pop()?, self.stash.pop()?);
+        let table = if role.is_root() && role.mode().shadow_is_pae() {
+            // PAE paging takes bits 31:5 of CR3 alone (SDM Vol. 3, "PAE Paging").
+            let low = self.stash.iter().rposition(|pfn| pfn.0 < 1 << 20)?;
+            self.stash.swap_remove(low)
+        } else {
+            self.stash.pop()?
+        };
+        let links = self.stash.pop()?;
         let Some(id) = self.pages.allocate(table, links, gfn, role) else {
             self.stash.push(table);
             self.stash.push(links);

@@ -188,9 +188,10 @@ impl Mmu {
             host.slots().pfn(target)
         } else {
             let tracked = self.guest_blocks[guest_page / memory::BLOCK_PAGES as usize].tracked > 0;
-            let split = (tracked && rights.has(Rights::WRITE))
-                || (self.config.split_executable && rights.has(Rights::EXECUTE));
-            if split { None } else { host.slots().block(target) }
+            if self.config.split_executable {
+                rights = rights.without(Rights::EXECUTE);
+            }
+            if tracked && rights.has(Rights::WRITE) { None } else { host.slots().block(target) }
         };
         match pfn {
             Some(pfn) => self.set_leaf(host, id, index, guest_page, spte::leaf(pfn, level, rights)),

@@ -229,6 +229,7 @@ impl fmt::Display for Reason {
             End::PowerOff => f.write_str("power-off"),
             End::Exit(code) => write!(f, "exit {code}"),
             End::Reset => f.write_str("reset"),
+            End::Halted => f.write_str("halted"),
             End::Crash => f.write_str("crash"),
             End::Stopped => f.write_str("stopped from the console"),
         }

@@ -82,13 +82,13 @@ pub fn running(place: usize) -> Option<Arc<Guest>> {
 }
 
 /// The running guest whose shadow MMU holds most beyond its guarantee; none if none holds more than
-/// `floor_frames` beyond it.
-pub fn largest_excess(floor_frames: u64) -> Option<Arc<Guest>> {
+/// `floor_frames` beyond it. Those in the set `without`, a bit for each number, are passed over.
+pub fn largest_excess(floor_frames: u64, without: u64) -> Option<Arc<Guest>> {
     let lines = LINES.lock();
     let running = lines.iter().filter_map(|line| line.guest.as_ref());
     let excess = |guest: &Guest| {
         let kept = guest.guarantee_frames.max(floor_frames);
         guest.shadow_frames.load(Ordering::Relaxed).saturating_sub(kept)
     };
-    running.max_by_key(|guest| excess(guest)).filter(|guest| excess(guest) > 0).cloned()
+    running.filter(|guest| without >> (guest.id.index() % 64) & 1 == 0).max_by_key(|guest| excess(guest)).filter(|guest| excess(guest) > 0).cloned()
 }

@@ -54,12 +54,14 @@ impl Host for Surroundings<'_> {
     fn shoot_down(&self) {
         let presence = &self.guest.presence;
         let Some(other) = cores::core(presence.core.load(Ordering::Acquire) as usize) else { return };
-        if other.index() == self.core.index || !presence.in_guest.load(Ordering::SeqCst) {
+        let entry = presence.in_guest.load(Ordering::SeqCst);
+        if other.index() == self.core.index || entry == 0 {
             return;
         }
         self.core.writer.count(Event::ShootDown);
         cores::kick(other);
-        while presence.in_guest.load(Ordering::SeqCst) {
+        // Another entry than that one has seen the new generation.
+        while presence.in_guest.load(Ordering::SeqCst) == entry {
             core::hint::spin_loop();
         }
     }
@@ -190,8 +192,10 @@ fn drop_high(mmu: &mut Mmu, core: &Core, owner: Owner) {
 fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
     let high = allocator.marks().high_frames();
     let mut freed = 0;
+    // Those that had nothing to give, by number.
+    let mut exhausted = 0_u64;
     while allocator.free_frames() < high {
-        let Some(victim) = registry::largest_excess(u64::from(PAGES_MIN) * 2) else { break };
+        let Some(victim) = registry::largest_excess(u64::from(PAGES_MIN) * 2, exhausted) else { break };
         let owner = Owner::Shadow(victim.id);
         let mut mmu = victim.mmu.lock();
         let host = victim.surroundings(core);
@@ -213,7 +217,7 @@ fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
         freed += returned;
         if gone == 0 && returned == 0 {
             // Its excess is what it needs to go on.
-            break;
+            exhausted |= 1 << (victim.id.index() % 64);
         }
     }
     freed

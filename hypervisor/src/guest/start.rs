@@ -73,16 +73,22 @@ pub fn start(
             return Err(StartError::Load(error));
         }
     };
-    let model = model(host, config, id)?;
+    let model = match model(host, config, id) {
+        Ok(model) => model,
+        Err(error) => {
+            free_blocks(core, id, ram.slots.blocks().map(|(_, pfn)| pfn));
+            return Err(error);
+        }
+    };
     let physical_address_bits = model.control.physical_bits;
     let total = frames::allocator().total_frames();
     let cap = config.shadow_cap_frames.map_or(total / 4, u64::from);
     let mmu = Mmu::new(
         Config {
             physical_address_bits,
-            gib_pages: true,
+            gib_pages: model.gib_pages,
             mark_mmio: physical_address_bits < 52,
-            split_executable: false,
+            split_executable: model.split_executable,
             // Two frames for each page: the table and its links.
             pages_max: default_pages(config.memory_bytes).min(cap / 2) as u32,
             vcpus: config.vcpus,
@@ -200,7 +206,14 @@ fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, Sta
     // SAFETY: the frame is ours alone, of 4096 bytes as the bitmap is.
     unsafe { core::ptr::copy_nonoverlapping(bits.as_ptr(), direct(bitmap.address()), 4096) };
     let capabilities = &host.vmx.capabilities;
+    // iTLB multihit (CVE-2018-12207): IA32_ARCH_CAPABILITIES bit 6 says that the processor is not affected. One
+    // without the register is taken for affected if it is of the families that are: 64-bit, with VMX and 2 MiB
+    // pages, before 2019. A machine check by it takes the whole machine down.
+    let has_gib_pages = cpuid.query(0x8000_0001, 0, &Default::default())[3] >> 26 & 1 != 0;
+    let split_executable = offered.arch_capabilities.is_none_or(|capabilities| capabilities >> 6 & 1 == 0);
     Ok(CpuModel {
+        gib_pages: has_gib_pages,
+        split_executable,
         control: cpuid.control_model(),
         msr,
         cpuid,

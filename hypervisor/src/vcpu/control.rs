@@ -52,6 +52,14 @@ impl Vcpu {
     /// Installs an allowed change and moves past its instruction.
     pub(crate) fn apply(&mut self, core: &Core, vmcs: &CurrentVmcs, change: Change) -> Next {
         let Change { state, effects } = change;
+        if !state.cr0.contains(Cr0::PE) {
+            return Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"it left protected mode: real mode is not supported (a processor without unrestricted guests has \
+                  none under VMX)",
+            ));
+        }
         if effects.contains(Effects::LOAD_PDPTES) && state.paging() == GuestPaging::Pae {
             match walk::load_pdptes(&self.guest.ram, state.cr3, self.guest.model.control.physical_bits) {
                 Ok(pdptes) => self.mmu.paging.pdptes = pdptes,
@@ -113,7 +121,7 @@ impl Vcpu {
             smep: on && control.cr4.contains(Cr4::SMEP),
             smap: on && control.cr4.contains(Cr4::SMAP),
             pse: control.cr4.contains(Cr4::PSE),
-            gib_pages: true,
+            gib_pages: self.guest.model.gib_pages,
             physical_address_bits: self.guest.model.control.physical_bits,
         };
     }

@@ -46,8 +46,10 @@ impl Vcpu {
         match combine(self.event.take(), exception) {
             Delivery::Inject { event, postponed } => {
                 self.event = Some(event);
-                if postponed.is_some() {
-                    self.postponed = postponed;
+                match postponed {
+                    Some(postponed) if postponed.kind == InterruptionType::Nmi => self.nmi = true,
+                    Some(postponed) => self.postponed = Some(postponed),
+                    None => {}
                 }
                 self.attend();
                 Next::Resume
@@ -98,8 +100,24 @@ impl Vcpu {
         self.attend();
     }
 
-    /// Chooses what the next entry injects, and asks for an exit when what waits can go in.
-    pub(crate) fn choose_event(&mut self, core: &Core, vmcs: &CurrentVmcs) {
+    /// An entry that was given up has not delivered what it was to inject: that comes first in the next one.
+    #[cold]
+    pub(crate) fn take_back_event(&mut self, vmcs: &CurrentVmcs) {
+        let info = InterruptionInfo(vmcs.read(fields::ENTRY_INTERRUPTION_INFO));
+        if info.valid() {
+            // CR2, if it belongs to the event, is loaded already.
+            self.event = PendingEvent::from_vectoring(
+                info,
+                vmcs.read(fields::ENTRY_EXCEPTION_ERROR_CODE),
+                vmcs.read(fields::ENTRY_INSTRUCTION_LENGTH),
+            );
+            vmcs.write(fields::ENTRY_INTERRUPTION_INFO, 0);
+        }
+    }
+
+    /// Chooses what the next entry injects, and asks for an exit when what waits can go in. Returns whether
+    /// anything is injected.
+    pub(crate) fn choose_event(&mut self, core: &Core, vmcs: &CurrentVmcs) -> bool {
         let requests = {
             let mut devices = self.guest.devices.lock();
             let mut requests = devices.requests(self.index);
@@ -109,17 +127,15 @@ impl Vcpu {
             }
             requests
         };
-        if requests.is_empty() && self.event.is_none() && !self.nmi && self.postponed.is_none() {
+        if !requests.contains(Requests::INTERRUPT) && self.event.is_none() && !self.nmi && self.postponed.is_none() {
             self.set_windows(vmcs, false, false);
-            return;
+            return false;
         }
         let state = Interruptibility::from_bits_retain(vmcs.read(fields::GUEST_INTERRUPTIBILITY));
-        let postponed_nmi = self.postponed.is_some_and(|event| event.kind == InterruptionType::Nmi);
-        let postponed_interrupt = self.postponed.is_some() && !postponed_nmi;
         let waiting = Waiting {
             event: self.event,
-            nmi: self.nmi || postponed_nmi,
-            interrupt: requests.contains(Requests::INTERRUPT) || postponed_interrupt,
+            nmi: self.nmi,
+            interrupt: requests.contains(Requests::INTERRUPT) || self.postponed.is_some(),
         };
         let choice = choose(&waiting, vmcs.read(fields::GUEST_RFLAGS), state);
         let event = match choice.injection {
@@ -129,22 +145,17 @@ impl Vcpu {
                 Some(event)
             }
             Injection::Nmi => {
-                if postponed_nmi {
-                    self.postponed = None;
-                } else {
-                    self.nmi = false;
-                }
+                self.nmi = false;
                 core.writer.count(Event::NmiInjected);
                 Some(PendingEvent::NMI)
             }
             Injection::Interrupt => {
                 core.writer.count(Event::Interrupt);
-                if postponed_interrupt {
-                    self.postponed.take()
-                } else {
+                let postponed = self.postponed.take();
+                postponed.or_else(|| {
                     let mut devices = self.guest.devices.lock();
                     devices.acknowledge(self.index).map(PendingEvent::external)
-                }
+                })
             }
         };
         if let Some(event) = event {
@@ -152,8 +163,9 @@ impl Vcpu {
         }
         // A second interrupt may wait behind the one that goes in.
         let more = choice.injection == Injection::Interrupt
-            && !self.guest.devices.lock().requests(self.index).is_empty();
+            && self.guest.devices.lock().requests(self.index).contains(Requests::INTERRUPT);
         self.set_windows(vmcs, choice.interrupt_window || more, choice.nmi_window);
+        event.is_some()
     }
 
     fn set_windows(&mut self, vmcs: &CurrentVmcs, interrupt: bool, nmi: bool) {

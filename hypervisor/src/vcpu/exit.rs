@@ -1,7 +1,7 @@
 //! The one exit dispatch.
 
 use machine::cpu::control::{ControlState, check_cr8};
-use machine::cpu::event::{Exception, Vector};
+use machine::cpu::event::{Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector};
 use machine::cpu::exit::{CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType};
 use machine::cpu::registers::Gpr;
 use machine::manifest::End;
@@ -75,7 +75,7 @@ impl Vcpu {
             ExitReason::EXTERNAL_INTERRUPT => {
                 // Acknowledged by the exit. Ours are the timer and what is spurious: both only mean "look".
                 let vector = vmcs.read(fields::EXIT_INTERRUPTION_INFO) as u8;
-                if vector == crate::host::apic::TIMER_VECTOR {
+                if vector != crate::host::apic::SPURIOUS_VECTOR {
                     crate::host::apic::eoi();
                 }
                 self.attend();
@@ -144,6 +144,14 @@ impl Vcpu {
                 // An exit leaves DR6 as it was.
                 let qualification = DebugQualification(vmcs.read(fields::EXIT_QUALIFICATION));
                 self.extended.merge_dr6(qualification);
+                // An entry that injects it under STI or MOV SS blocking wants the single step pending (SDM Vol. 3,
+                // "Checks on Guest Non-Register State").
+                let blocked =
+                    vmcs.read(fields::GUEST_INTERRUPTIBILITY) & Interruptibility::ONE_INSTRUCTION.bits() != 0;
+                if blocked && vmcs.read(fields::GUEST_RFLAGS) & RFLAGS_TRAP != 0 {
+                    let pending = vmcs.read(fields::GUEST_PENDING_DEBUG_EXCEPTIONS);
+                    vmcs.write(fields::GUEST_PENDING_DEBUG_EXCEPTIONS, pending | PENDING_DEBUG_SINGLE_STEP);
+                }
                 self.fault(core, vmcs, Exception::DEBUG)
             }
             Vector::MC => Next::Leave(self.stop(core, vmcs, &"a machine check while it ran")),
@@ -209,30 +217,18 @@ impl Vcpu {
         }
     }
 
-    #[inline(never)]
     fn halt(&mut self, vmcs: &CurrentVmcs) -> Next {
         self.skip(vmcs);
+        self.halted = true;
         self.attend();
-        // What is due now, or arrives meanwhile, ends the HLT at once.
-        let now_ns = self.guest.now_ns();
-        let mut devices = self.guest.devices.lock();
-        if devices.is_due(now_ns) {
-            devices.advance(now_ns);
-        }
-        if devices.console_is_due() {
-            crate::console::drain(&self.guest, &mut devices);
-        }
-        if !devices.requests(self.index).is_empty() || self.nmi || self.postponed.is_some() {
-            return Next::Resume;
-        }
-        let until = devices.next_deadline_ns(self.index).map(|ns| self.guest.tsc_at(ns));
-        drop(devices);
-        let interrupts_off = vmcs.read(fields::GUEST_RFLAGS) & 1 << 9 == 0;
-        if until.is_none() && interrupts_off {
-            // Nothing can ever wake it: the classic end of a kernel that has no power switch.
-            return Next::Leave(Leave::Ended(End::PowerOff));
-        }
-        Next::Leave(Leave::Halted(until))
+        Next::Resume
+    }
+
+    /// Nothing has ended the HLT yet: the core is free until something is due in the devices.
+    pub(crate) fn still_halted(&mut self, vmcs: &CurrentVmcs, until_tsc: Option<u64>) -> Next {
+        let interrupts_off = vmcs.read(fields::GUEST_RFLAGS) & RFLAGS_INTERRUPT == 0;
+        // With interrupts off only an NMI could wake it, and there is no other processor to send one.
+        Next::Leave(if interrupts_off { Leave::Ended(End::Halted) } else { Leave::Halted(until_tsc) })
     }
 
     #[inline(never)]

@@ -9,34 +9,42 @@ use crate::schedule::Core;
 use crate::vmx::fields;
 use crate::vmx::vmcs::CurrentVmcs;
 
-/// Fills in a row for one address at one instruction before the guest is taken for stuck (H27). A legitimate
-/// instruction needs a few: its own page, its operands, a split, a table that went unsync.
-const STUCK_AFTER: u32 = 1000;
+/// Faults in a row of one instruction, at addresses that it faulted at before, after which the guest is taken for
+/// stuck (H27). A legitimate instruction needs a few: its own page, its operands, a split, a table gone unsync.
+const STUCK_AFTER: u32 = 500;
+/// Addresses that one instruction can touch, and more: two that keep evicting each other are found too.
+const ADDRESSES: usize = 4;
 
 /// Tells a guest that makes no progress.
 #[derive(Debug, Default)]
 pub(crate) struct Stuck {
     rip: u64,
-    gva: u64,
-    code: u32,
+    pages: [u64; ADDRESSES],
+    next: usize,
     times: u32,
+    /// The number of the last exit that was such a fault.
+    exit: u64,
 }
 
 impl Stuck {
+    /// Notes the fault of exit number `exit`; true if there were too many.
     #[inline]
-    fn again(&mut self, rip: u64, gva: u64, code: u32) -> bool {
-        if (self.rip, self.gva, self.code) == (rip, gva, code) {
-            self.times += 1;
-            self.times > STUCK_AFTER
-        } else {
-            *self = Stuck { rip, gva, code, times: 0 };
-            false
+    fn again(&mut self, exit: u64, rip: u64, gva: u64) -> bool {
+        let page = gva >> 12;
+        // Any other exit in between is progress.
+        let in_a_row = self.rip == rip && self.exit.wrapping_add(1) == exit;
+        self.exit = exit;
+        if !in_a_row {
+            *self = Stuck { rip, pages: [page, u64::MAX, u64::MAX, u64::MAX], next: 1, times: 0, exit };
+            return false;
         }
-    }
-
-    /// The guest did something else.
-    pub fn forget(&mut self) {
-        self.times = 0;
+        if self.pages.contains(&page) {
+            self.times += 1;
+            return self.times > STUCK_AFTER;
+        }
+        self.pages[self.next % ADDRESSES] = page;
+        self.next += 1;
+        false
     }
 }
 
@@ -66,11 +74,11 @@ impl Vcpu {
             }
         };
         core.writer.count(Event::FaultShadow);
-        if self.stuck.again(vmcs.read(fields::GUEST_RIP), gva.0, code.0) {
+        if self.stuck.again(self.exits(), vmcs.read(fields::GUEST_RIP), gva.0) {
             return Next::Leave(self.stop(
                 core,
                 vmcs,
-                &format_args!("no progress: the same access to {gva} faulted {STUCK_AFTER} times in a row"),
+                &format_args!("no progress: its accesses to {gva} and near it faulted {STUCK_AFTER} times in a row"),
             ));
         }
         loop {
@@ -83,9 +91,9 @@ impl Vcpu {
                     if code.has(ErrorCode::RESERVED) {
                         core.writer.count(Event::MmioMarked);
                     }
-                    return self.emulate(core, vmcs);
+                    return self.emulate_access(core, vmcs);
                 }
-                Fill::EmulateWrite(_) => return self.emulate(core, vmcs),
+                Fill::EmulateWrite(_) => return self.emulate_access(core, vmcs),
                 Fill::Short => {
                     if self.guest.supply(core, self.mmu.paging.mode.shadow_is_pae()).is_err() {
                         return self.starved(core, vmcs);
@@ -93,6 +101,19 @@ impl Vcpu {
                 }
             }
         }
+    }
+
+    /// The access cannot go through the shadow: its instruction is carried out by the emulator.
+    fn emulate_access(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        if self.event.is_some() {
+            // The access is not the instruction's but the event's, and no emulator delivers events here.
+            return Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"the delivery of an event touches device memory: its IDT, TSS or stack is no RAM",
+            ));
+        }
+        self.emulate(core, vmcs)
     }
 
     /// Translates `gva` for an access that the emulator makes on the guest's behalf.

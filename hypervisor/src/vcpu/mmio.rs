@@ -181,7 +181,6 @@ impl Vcpu {
         let count = self.instruction_bytes(vmcs, &mut bytes);
         let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done };
         let outcome = emulate::emulate(&mut view, &bytes[..count]);
-        self.stuck.forget();
         self.after_emulation(core, vmcs, outcome)
     }
 
@@ -190,12 +189,11 @@ impl Vcpu {
         // Device state may have changed under it.
         self.attend();
         match outcome {
-            Outcome::Done => {
-                // The delivery of an event that touched a device is not repeated by its instruction.
+            Outcome::Done | Outcome::Continue => {
                 self.instruction_done(vmcs);
                 Next::Resume
             }
-            Outcome::Continue | Outcome::Retry => Next::Resume,
+            Outcome::Retry => Next::Resume,
             Outcome::Exception(exception) => {
                 let exception: Exception = exception;
                 self.fault(core, vmcs, exception)

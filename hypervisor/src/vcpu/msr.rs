@@ -91,6 +91,7 @@ impl Vcpu {
                 self.attend();
             }
             MsrWrite::Efer(value) => {
+                self.refresh_control(vmcs);
                 return match self.control.write_efer(&self.guest.model.control, value) {
                     Ok(change) => self.apply(core, vmcs, change),
                     Err(exception) => self.raise(vmcs, exception),

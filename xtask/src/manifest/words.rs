@@ -121,13 +121,14 @@ pub fn on_end(text: &str) -> Result<OnEnd, Misspelt> {
     }
 }
 
-const EXPECTATIONS: [&str; 5] = ["power-off", "exit 0", "reset", "crash", "any"];
+const EXPECTATIONS: [&str; 6] = ["power-off", "exit 0", "reset", "halt", "crash", "any"];
 
-/// `"power-off"`, `"exit N"`, `"reset"`, `"crash"`, `"any"`.
+/// `"power-off"`, `"exit N"`, `"reset"`, `"halt"`, `"crash"`, `"any"`.
 pub fn expect(text: &str) -> Result<Expect, Misspelt> {
     match text {
         "power-off" => Ok(Expect::PowerOff),
         "reset" => Ok(Expect::Reset),
+        "halt" => Ok(Expect::Halt),
         "crash" => Ok(Expect::Crash),
         "any" => Ok(Expect::Any),
         _ => numbered(text, "exit").map(Expect::Exit).ok_or_else(|| {

@@ -67,7 +67,7 @@ impl Default for Offered {
 }
 
 /// The state of a vCPU that shows in CPUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dynamic {
     /// Its APIC id.
     pub apic_id: u32,

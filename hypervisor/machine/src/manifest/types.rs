@@ -142,6 +142,8 @@ pub enum End {
     Exit(u8),
     /// It asked for a reset (0xCF9, 0x64) or took a triple fault while its policy was to stop.
     Reset,
+    /// It halted for good: HLT with interrupts off.
+    Halted,
     /// The hypervisor stopped it, with a report.
     Crash,
     /// A person stopped it from the console.
@@ -158,6 +160,8 @@ pub enum Expect {
     Exit(u8),
     /// It resets itself.
     Reset,
+    /// It halts for good.
+    Halt,
     /// The hypervisor has to stop it, with a report.
     Crash,
     /// Any end will do.
@@ -172,6 +176,7 @@ impl Expect {
             Self::PowerOff => end == End::PowerOff,
             Self::Exit(code) => end == End::Exit(code),
             Self::Reset => end == End::Reset,
+            Self::Halt => end == End::Halted,
             Self::Crash => end == End::Crash,
             Self::Any => true,
         }

@@ -137,6 +137,10 @@ pub const WRITE: Access = Access { kind: Kind::Write, user: false, smap_overridd
 
 impl Machine {
     pub fn new(blocks: u64, pages_max: u32) -> Machine {
+        Machine::with(blocks, pages_max, false)
+    }
+
+    pub fn with(blocks: u64, pages_max: u32, split_executable: bool) -> Machine {
         let map: Vec<(Gfn, Pfn)> =
             (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(RAM_BASE + (blocks - b) * BLOCK_PAGES))).collect();
         let slots = Slots::new(&map).unwrap();
@@ -145,7 +149,7 @@ impl Machine {
             physical_address_bits: 40,
             gib_pages: true,
             mark_mmio: true,
-            split_executable: false,
+            split_executable,
             pages_max,
             vcpus: 1,
         };

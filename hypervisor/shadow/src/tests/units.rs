@@ -187,3 +187,20 @@ fn reclaim_loses_nothing() {
     machine.mmu.release(&machine.host, machine.host.generation.get());
     assert_eq!(machine.host.allocated.get(), machine.host.freed.get());
 }
+
+#[test]
+fn h22_no_large_spte_is_executable_on_affected_processors() {
+    let mut machine = Machine::with(4, 256, true);
+    let paging = identity(&machine, 0x10000, 4);
+    machine.set_paging(paging);
+    let fetch = Access { kind: Kind::Fetch, ..READ };
+    machine.access(Gva(0x20_0000), WRITE);
+    machine.access(Gva(0x2f_f000), WRITE);
+    assert_eq!(machine.exits, 1, "data stays large");
+    machine.access(Gva(0x20_0000), fetch);
+    assert_eq!(machine.exits, 2, "a fetch splits");
+    machine.access(Gva(0x20_1000), WRITE);
+    machine.access(Gva(0x20_1000), fetch);
+    assert_eq!(machine.exits, 2, "and the neighbours came with it");
+    machine.audit();
+}
