@@ -68,6 +68,7 @@ impl Mmu {
                             }
                             _ => return no("a pointer is on the parent list of the page it points to"),
                         }
+                        self.audit_pointer(host, id, index, raw, child)?;
                     }
                     Spte::Leaf(pfn) => {
                         leaves += 1;
@@ -96,6 +97,36 @@ impl Mmu {
         }
         if listed != leaves {
             return no("the reverse map lists each leaf once");
+        }
+        Ok(())
+    }
+
+    /// In a table in sync, the guest's entry must justify the pointer, D aside.
+    fn audit_pointer<H: Host>(
+        &mut self,
+        host: &H,
+        id: PageId,
+        index: usize,
+        raw: u64,
+        child: Option<PageId>,
+    ) -> Result<(), Violation> {
+        let role = self.pages[id].role;
+        if !Self::has_entry(role) || self.pages[id].is_unsync() {
+            return Ok(());
+        }
+        let paging = self.paging_of(role);
+        let gpte = walk::load_entry(&paging, host.guest(), self.pages[id].gfn, Self::guest_index(role, index));
+        let justified = [gpte, gpte | bits::D, gpte & !bits::D].iter().any(|&gpte| {
+            let (gfn, role) = self.child_of(id, index, gpte);
+            child.is_some_and(|child| self.pages[child].gfn == gfn && self.pages[child].role == role)
+        });
+        if gpte & bits::P == 0 || !justified {
+            return Err(Violation {
+                invariant: "a pointer in sync is what the guest's entry says",
+                page: id.0,
+                index,
+                spte: raw,
+            });
         }
         Ok(())
     }

@@ -83,10 +83,19 @@ impl Mmu {
         });
         let target = if block.is_some() { 2 } else { 1 };
 
-        let Some((page, target)) = self.descend(host, root, gva, walk, target) else {
+        let Some((mut page, mut target)) = self.descend(host, root, gva, walk, target) else {
             return Fill::Short;
         };
-        let block = block.filter(|_| target == 2);
+        let mut block = block.filter(|_| target == 2);
+        if let (Some(index), Some(_)) = (guest_page, block)
+            && rights.has(Rights::WRITE)
+            && self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0
+        {
+            // The way down made shadows of tables that lie inside this very block.
+            let Some(down) = self.descend(host, root, gva, walk, 1) else { return Fill::Short };
+            (page, target) = down;
+            block = None;
+        }
         if self.config.vcpus > 1 && !self.unchanged(host, cpu, gva, walk) {
             self.publish(host);
             return Fill::Changed;
@@ -140,15 +149,17 @@ impl Mmu {
         while level > target {
             let index = shadow_index(level, gva);
             let (gfn, role) = self.child_of(page, index, walk.entries[usize::from(level)]);
-            let child = match self.find(host, gfn, role) {
+            let found = self.find(host, gfn, role);
+            let child = match found {
                 Some(child) => child,
                 None => self.make(host, gfn, role)?,
             };
             let raw = host.tables().load(self.pages[page].table, index);
             if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
-                // What was last looked at under another parent, or none, may be behind (H2).
-                if self.pages[child].is_unsync() {
-                    self.sync(host, child);
+                // What was last looked at under another parent, or none, may be behind, and so may anything that
+                // hangs below it (H2).
+                if found.is_some() && !self.unsync.is_empty() {
+                    self.sync_from(host, child);
                 }
                 self.set_table(host, page, index, child);
                 self.pages.touch(child);
@@ -178,8 +189,10 @@ impl Mmu {
             let index = cpu.paging.guest_index(level, gva);
             let now =
                 walk::load_entry(&cpu.paging, host.guest(), walk.tables[usize::from(level)], index);
-            (now ^ walk.entries[usize::from(level)]) & !(bits::A | bits::D) == 0
-                && now & bits::A != 0
+            let then = walk.entries[usize::from(level)];
+            // A and D may have been set meanwhile, but not cleared; D counts in the leaf alone.
+            let cleared = then & !now & if level == walk.level { bits::A | bits::D } else { bits::A };
+            (now ^ then) & !(bits::A | bits::D) == 0 && cleared == 0
         })
     }
 
@@ -199,6 +212,7 @@ impl Mmu {
                 continue;
             }
             self.pages[id].unsync = self.unsync.len() as u32;
+            self.unsync_upper += u32::from(self.pages[id].role.level() > 1);
             self.unsync.push(id);
             self.stats.unsyncs += 1;
         }

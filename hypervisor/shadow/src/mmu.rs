@@ -43,6 +43,14 @@ pub struct Config {
     pub vcpus: u32,
 }
 
+/// Chains for shadow pages whose gfn is no RAM.
+pub(crate) const STRAY_CHAINS: usize = 256;
+
+/// The chain for a gfn that is no RAM.
+pub(crate) fn stray_chain(gfn: Gfn) -> usize {
+    (gfn.0 / BLOCK_PAGES) as usize % STRAY_CHAINS
+}
+
 macro_rules! stats {
     ($($(#[doc = $text:literal])* $name:ident,)*) => {
         /// What the MMU counted since the guest started.
@@ -78,6 +86,11 @@ stats! {
     reclaimed,
 }
 
+/// Whether a frame lies below 4 GiB.
+fn is_low(frame: Pfn) -> bool {
+    frame.0 < 1 << 20
+}
+
 /// One guest's shadow MMU.
 #[derive(Debug)]
 pub struct Mmu {
@@ -85,9 +98,11 @@ pub struct Mmu {
     pub(crate) pages: Pages,
     pub(crate) guest_pages: Vec<GuestPage>,
     pub(crate) guest_blocks: Vec<GuestBlock>,
-    /// First shadow page whose gfn is no RAM (dummy roots, pieces of large pages over MMIO).
-    pub(crate) strays: u32,
+    /// Shadow pages whose gfn is no RAM (dummy roots, pieces of large pages over MMIO), in chains by block.
+    pub(crate) strays: [u32; STRAY_CHAINS],
     pub(crate) unsync: Vec<PageId>,
+    /// How many of them are above level 1.
+    pub(crate) unsync_upper: u32,
     /// Frames at hand.
     pub(crate) stash: Vec<Pfn>,
     /// Frames of zapped tables that some TLB may still lead to.
@@ -111,7 +126,8 @@ impl Mmu {
             pages: Pages::new(pages_max),
             guest_pages: vec![GuestPage::default(); ram_pages],
             guest_blocks: vec![GuestBlock::default(); ram_pages.div_ceil(BLOCK_PAGES as usize)],
-            strays: NIL,
+            strays: [NIL; STRAY_CHAINS],
+            unsync_upper: 0,
             unsync: Vec::with_capacity(pages_max as usize),
             stash: Vec::with_capacity(2 * pages_max as usize + 2 * FRAMES_PER_OPERATION),
             retired: Vec::with_capacity(pages_max as usize),
@@ -156,6 +172,12 @@ impl Mmu {
         }
         self.stash.push(frame);
         Ok(())
+    }
+
+    /// Whether the stash has a frame below 4 GiB, as the root of a PAE-format shadow needs.
+    #[must_use]
+    pub fn has_low_frame(&self) -> bool {
+        self.stash.iter().any(|&frame| is_low(frame))
     }
 
     /// Takes a frame out of the stash: back to the allocator.
@@ -203,14 +225,14 @@ impl Mmu {
     fn chain<H: Host>(&mut self, host: &H, gfn: Gfn) -> &mut u32 {
         match host.slots().index(gfn) {
             Some(index) => &mut self.guest_pages[index].shadows,
-            None => &mut self.strays,
+            None => &mut self.strays[stray_chain(gfn)],
         }
     }
 
     pub(crate) fn find<H: Host>(&self, host: &H, gfn: Gfn, role: Role) -> Option<PageId> {
         let mut id = match host.slots().index(gfn) {
             Some(index) => self.guest_pages[index].shadows,
-            None => self.strays,
+            None => self.strays[stray_chain(gfn)],
         };
         while id != NIL {
             let page = &self.pages[PageId(id)];
@@ -230,7 +252,7 @@ impl Mmu {
         }
         let table = if role.is_root() && role.mode().shadow_is_pae() {
             // PAE paging takes bits 31:5 of CR3 alone (SDM Vol. 3, "PAE Paging").
-            let low = self.stash.iter().rposition(|pfn| pfn.0 < 1 << 20)?;
+            let low = self.stash.iter().rposition(|&frame| is_low(frame))?;
             self.stash.swap_remove(low)
         } else {
             self.stash.pop()?
@@ -423,7 +445,10 @@ impl Mmu {
         let rights = role.rights().and(Rights::of_entry(gpte));
         if paging.is_leaf(level, gpte) {
             let rights = if gpte & bits::D == 0 { rights.without(Rights::WRITE) } else { rights };
-            return (self.leaf_base(role, index, gpte), role.direct_child(rights));
+            let child = role.direct_child(rights);
+            // Without D and without W are two roles: with CR0.WP = 0 a write is allowed in both, and must set D.
+            let child = if gpte & bits::D == 0 { child.clean() } else { child };
+            return (self.leaf_base(role, index, gpte), child);
         }
         let quadrant = if role.mode() == Mode::TwoLevel { index as u32 & 1 } else { 0 };
         (paging.table_gfn(gpte), role.child(rights).with_quadrant(quadrant))

@@ -17,6 +17,7 @@ const WP: u32 = 1 << 13;
 const SMEP_NOT_WP: u32 = 1 << 14;
 const SMAP_NOT_WP: u32 = 1 << 15;
 const PSE: u32 = 1 << 16;
+const CLEAN: u32 = 1 << 17;
 const VCPU: u32 = 24;
 
 impl Role {
@@ -60,6 +61,12 @@ impl Role {
     #[must_use]
     pub fn direct_child(self, rights: Rights) -> Role {
         Role(self.child(rights).0 | DIRECT)
+    }
+
+    /// A piece of a large page whose D is clear.
+    #[must_use]
+    pub const fn clean(self) -> Role {
+        Role(self.0 | CLEAN)
     }
 
     /// With a quadrant: which part of a 32-bit guest's 1024-entry table this one of 512 entries covers.

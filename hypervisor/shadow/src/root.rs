@@ -1,6 +1,6 @@
 //! Roots: what a vCPU's CR3 really holds, and the TLB tags of the roots that it used lately.
 
-use memory::{Pfn, TableMemory};
+use memory::{Gfn, Pfn, TableMemory};
 
 use crate::host::Host;
 use crate::mmu::Mmu;
@@ -8,6 +8,9 @@ use crate::pages::PageId;
 use crate::paging::{Mode, Paging, bits};
 use crate::role::Role;
 use crate::spte::{self, Spte};
+
+/// The gfn of all roots that are no RAM; no slot reaches so far.
+const DUMMY: Gfn = Gfn(u64::MAX >> memory::PAGE_SHIFT);
 
 /// Roots whose translations a vCPU keeps apart, each under a tag (VPID) of its own.
 pub const TAGS: usize = 8;
@@ -113,9 +116,14 @@ impl Mmu {
     /// every change of the paging mode.
     ///
     /// # Errors
-    /// [`Short`] if a root had to be made and the stash could not back it.
+    /// [`Short`] if a root had to be made and the stash could not back it: it has too few frames, or, for a PAE
+    /// format, none below 4 GiB.
     pub fn load_root<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu) -> Result<(), Short> {
-        let gfn = cpu.paging.root_gfn();
+        let gfn = match cpu.paging.root_gfn() {
+            // Roots that are no RAM all translate nothing: one stands for all (H20).
+            gfn if cpu.paging.mode != Mode::Off && host.slots().index(gfn).is_none() => DUMMY,
+            gfn => gfn,
+        };
         let role = Role::root(&cpu.paging, cpu.vcpu);
         let root = match cpu.root {
             Some(root) if self.pages[root].gfn == gfn && self.pages[root].role == role => root,

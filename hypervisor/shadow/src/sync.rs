@@ -16,6 +16,9 @@ use crate::root::VcpuMmu;
 use crate::spte::{self, Spte};
 use crate::walk;
 
+/// Unsync pages of other roots that are left as they are at a change of root.
+const UNSYNC_KEPT: usize = 32;
+
 /// What a root has to do with an unsync page.
 enum Reach {
     /// It may lead there.
@@ -43,6 +46,9 @@ impl Mmu {
             return; // every shadow page says what the guest's tables say
         }
         self.stats.invlpgs += 1;
+        if self.unsync_upper > 0 {
+            self.sync_upper(host, page);
+        }
         loop {
             let role = self.pages[page].role;
             let level = role.level();
@@ -70,7 +76,21 @@ impl Mmu {
         self.publish(host);
     }
 
-    /// Syncs every unsync page that `root` may lead to.
+    /// Syncs every unsync upper table that `root` may lead to: INVLPG empties the paging-structure caches whatever
+    /// its address, and drops all of a large page (SDM Vol. 3, "Operations that Invalidate TLBs and
+    /// Paging-Structure Caches").
+    fn sync_upper<H: Host>(&mut self, host: &H, root: PageId) {
+        let mut at = self.unsync.len();
+        while at > 0 {
+            at -= 1;
+            let Some(&id) = self.unsync.get(at) else { continue };
+            if self.pages[id].role.level() > 1 && matches!(self.reach(host, id, root), Reach::Yes) {
+                self.sync(host, id);
+            }
+        }
+    }
+
+    /// Syncs every unsync page that `root`, a root or any other page, may lead to.
     pub(crate) fn sync_from<H: Host>(&mut self, host: &H, root: PageId) {
         let mut at = self.unsync.len();
         while at > 0 {
@@ -79,6 +99,8 @@ impl Mmu {
             match self.reach(host, id, root) {
                 Reach::Yes => self.sync(host, id),
                 Reach::Orphan => self.zap(host, id),
+                // Too many that wait for their own root would make every change of root look at all of them.
+                Reach::No if self.unsync.len() > UNSYNC_KEPT => self.sync(host, id),
                 Reach::No => {}
             }
         }
@@ -130,6 +152,7 @@ impl Mmu {
     pub(crate) fn forget_unsync(&mut self, id: PageId) {
         let at = core::mem::replace(&mut self.pages[id].unsync, NIL);
         if at != NIL {
+            self.unsync_upper -= u32::from(self.pages[id].role.level() > 1);
             self.unsync.swap_remove(at as usize);
             if let Some(&moved) = self.unsync.get(at as usize) {
                 self.pages[moved].unsync = at;

@@ -4,7 +4,7 @@ use memory::TableMemory;
 
 use crate::host::Host;
 use crate::link::{Head, NIL};
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, stray_chain};
 use crate::pages::PageId;
 
 impl Mmu {
@@ -42,12 +42,12 @@ impl Mmu {
         let index = host.slots().index(gfn);
         let mut at = match index {
             Some(index) => self.guest_pages[index].shadows,
-            None => self.strays,
+            None => self.strays[stray_chain(gfn)],
         };
         if at == id.0 {
             match index {
                 Some(index) => self.guest_pages[index].shadows = after,
-                None => self.strays = after,
+                None => self.strays[stray_chain(gfn)] = after,
             }
         } else {
             while at != NIL && self.pages[PageId(at)].chain != id.0 {

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use memory::{Claim, Event, FrameAllocator, Owner, Pfn, Pressure, Slots};
-use shadow::{FRAMES_PER_OPERATION, Host, Mmu, PAGES_MIN, PAGES_PER_OPERATION};
+use shadow::{FRAMES_PER_OPERATION, Host, PAGES_MIN, PAGES_PER_OPERATION};
 
 use super::{Guest, ram::GuestRam, registry};
 use crate::host::{DirectMap, cores, frames};
@@ -103,9 +103,6 @@ impl Guest {
             }
             host.shoot_down();
             mmu.release(&host, self.generation.load(Ordering::SeqCst));
-            if below_4g {
-                drop_high(&mut mmu, core, owner);
-            }
         }
         let mut taken = [Pfn(0); SUPPLY_FRAMES];
         loop {
@@ -113,18 +110,15 @@ impl Guest {
                 let mmu = self.mmu.lock();
                 self.shadow_frames.store(mmu.frames(), Ordering::Relaxed);
                 if mmu.stash_frames() >= FRAMES_PER_OPERATION {
-                    return Ok(());
+                    let low = mmu.has_low_frame();
+                    drop(mmu);
+                    return if below_4g && !low { self.supply_low(core) } else { Ok(()) };
                 }
                 SUPPLY_FRAMES - mmu.stash_frames()
             };
             let mut count = 0;
             while count < missing {
-                let frame = if below_4g {
-                    allocator.alloc_below_4g(owner, Claim::Guest)
-                } else {
-                    allocator.alloc(core.index, owner, Claim::Guest)
-                };
-                let Some(frame) = frame else { break };
+                let Some(frame) = allocator.alloc(core.index, owner, Claim::Guest) else { break };
                 taken[count] = frame;
                 count += 1;
             }
@@ -143,6 +137,20 @@ impl Guest {
                 }
             }
         }
+    }
+
+    /// Puts one frame from below 4 GiB into the stash.
+    #[cold]
+    fn supply_low(&self, core: &Core) -> Result<(), Starved> {
+        let owner = Owner::Shadow(self.id);
+        let frame = frames::allocator().alloc_below_4g(owner, Claim::Begun).ok_or(Starved)?;
+        let mut mmu = self.mmu.lock();
+        if let Err(frame) = mmu.provide(frame) {
+            drop(mmu);
+            give_back(core, frame, owner);
+            return Err(Starved);
+        }
+        Ok(())
     }
 
     /// Removes every shadow page and gives all frames back. The guest's vCPU runs no more.
@@ -165,24 +173,6 @@ impl Guest {
 fn give_back(core: &Core, frame: Pfn, owner: Owner) {
     if let Err(error) = frames::allocator().free(core.index, frame, owner) {
         panic!("{error}");
-    }
-}
-
-/// A PAE root must lie below 4 GiB: gives back what does not.
-fn drop_high(mmu: &mut Mmu, core: &Core, owner: Owner) {
-    let mut low = [Pfn(0); SUPPLY_FRAMES];
-    let mut count = 0;
-    while let Some(frame) = mmu.take_back() {
-        if frame.0 < 1 << 20 && count < low.len() {
-            low[count] = frame;
-            count += 1;
-        } else {
-            give_back(core, frame, owner);
-        }
-    }
-    for &frame in &low[..count] {
-        // There is room: these came from the stash.
-        let _ = mmu.provide(frame);
     }
 }
 
