@@ -46,6 +46,11 @@ impl Stuck {
         self.next += 1;
         false
     }
+
+    /// The instruction has been carried out.
+    fn forget(&mut self) {
+        *self = Stuck::default();
+    }
 }
 
 impl Vcpu {
@@ -113,6 +118,7 @@ impl Vcpu {
                 &"the delivery of an event touches device memory: its IDT, TSS or stack is no RAM",
             ));
         }
+        self.stuck.forget();
         self.emulate(core, vmcs)
     }
 
