@@ -33,6 +33,7 @@ use crate::vmx::entry::{Entry, EntryOutcome, write_cr2};
 use crate::vmx::fields;
 use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
 use crate::vmx::host_state::HostState;
+use crate::vmx::preemption;
 use crate::vmx::vmcs::{CurrentVmcs, Region, Vmcs};
 
 use state::Extended;
@@ -83,6 +84,8 @@ pub struct Vcpu {
     pub(crate) nmi: bool,
     /// The host's TSC at which something is due in the guest's devices or its slice ends; 0: at once.
     due_tsc: u64,
+    /// The same, whatever else wants a look before.
+    deadline_tsc: u64,
     tsc_offset: u64,
     pub(crate) log: ExitLog,
     extended: Extended,
@@ -138,6 +141,7 @@ impl Vcpu {
             nmi: false,
             halted: false,
             due_tsc: 0,
+            deadline_tsc: 0,
             tsc_offset: start_tsc.wrapping_neg(),
             log: ExitLog::default(),
             extended: Extended::new()?,
@@ -232,7 +236,7 @@ impl Vcpu {
             // One comparison finds what waits for a look, what is due in the devices, and the end of the slice.
             let now = time::tsc();
             if now >= self.due_tsc {
-                if let Next::Leave(leave) = self.look_around(core, &vmcs, slice_end_tsc) {
+                if let Next::Leave(leave) = self.overdue(core, &vmcs, now, slice_end_tsc) {
                     return leave;
                 }
             }
@@ -271,6 +275,29 @@ impl Vcpu {
         outcome
     }
 
+    /// Something is due: a look around, or only the preemption timer's next count.
+    #[inline(never)]
+    fn overdue(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64, slice_end_tsc: u64) -> Next {
+        if self.due_tsc != 0 && now_tsc < self.deadline_tsc {
+            self.arm(core, vmcs, now_tsc);
+            return Next::Resume;
+        }
+        self.look_around(core, vmcs, slice_end_tsc)
+    }
+
+    /// Sees to it that the run ends at `deadline_tsc`.
+    fn arm(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64) {
+        self.due_tsc = self.deadline_tsc;
+        if self.controls.has(Feature::PreemptionTimer) {
+            let shift = core.host.vmx.capabilities.misc.preemption_timer_shift();
+            vmcs.write(fields::PREEMPTION_TIMER_VALUE, preemption::count(now_tsc, self.deadline_tsc, shift));
+            self.due_tsc = self.deadline_tsc.min(now_tsc + time::ns_to_ticks(preemption::BELIEVED_NS));
+        } else {
+            let wait = self.deadline_tsc.saturating_sub(now_tsc);
+            crate::host::apic::arm_timer(time::ticks_to_ns(wait).max(1));
+        }
+    }
+
     /// What an entry may need and an exit may have changed: requests from outside, devices, deadlines, events.
     #[inline(never)]
     fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, slice_end_tsc: u64) -> Next {
@@ -292,15 +319,8 @@ impl Vcpu {
             return self.still_halted(vmcs, next_tsc);
         }
         let patience_tsc = crate::console::patience_tsc(core.index);
-        self.due_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc)).min(patience_tsc);
-        let wait = self.due_tsc.saturating_sub(time::tsc());
-        if self.controls.has(Feature::PreemptionTimer) {
-            let shift = core.host.vmx.capabilities.misc.preemption_timer_shift();
-            let count = (wait >> shift).saturating_add(1).min(u64::from(u32::MAX));
-            vmcs.write(fields::PREEMPTION_TIMER_VALUE, count as u32);
-        } else {
-            crate::host::apic::arm_timer(time::ticks_to_ns(wait).max(1));
-        }
+        self.deadline_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc)).min(patience_tsc);
+        self.arm(core, vmcs, time::tsc());
         Next::Resume
     }
 

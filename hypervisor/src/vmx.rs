@@ -22,4 +22,5 @@ pub mod host_state;
 pub mod invvpid;
 pub mod mitigation;
 pub mod msr;
+pub mod preemption;
 pub mod vmcs;

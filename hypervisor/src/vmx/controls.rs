@@ -1,8 +1,8 @@
 //! The VM-execution, VM-exit and VM-entry controls: those we want, as constants, and those we got.
 //!
 //! Left out on purpose: EPT and unrestricted guest (this is a shadow-paging hypervisor), saving EFER at exit
-//! (every guest write of it exits, so hardware never holds a value we did not put there), and loading or saving
-//! PAT (the hardware PAT is never the guest's).
+//! (every guest write of it exits, so hardware never holds a value we did not put there), saving the preemption
+//! timer (see [`super::preemption`]), and loading or saving PAT (the hardware PAT is never the guest's).
 
 use core::fmt;
 
@@ -148,7 +148,6 @@ controls! {
         HOST_ADDRESS_SPACE_SIZE = 9, "host address-space size", "returning to 64-bit mode";
         ACKNOWLEDGE_INTERRUPT = 15, "acknowledge interrupt on exit", "learning the vector without an interrupt gate";
         LOAD_EFER = 21, "load IA32_EFER", "switching EFER by hardware";
-        SAVE_PREEMPTION_TIMER = 22, "save VMX-preemption timer value", "resuming a slice that an exit interrupted";
     }
 }
 
@@ -195,7 +194,7 @@ const SECONDARY_OPTIONAL: SecondaryControls = SecondaryControls::VIRTUALIZE_APIC
 const EXIT_REQUIRED: ExitControls = ExitControls::SAVE_DEBUG_CONTROLS
     .union(ExitControls::HOST_ADDRESS_SPACE_SIZE)
     .union(ExitControls::ACKNOWLEDGE_INTERRUPT);
-const EXIT_OPTIONAL: ExitControls = ExitControls::LOAD_EFER.union(ExitControls::SAVE_PREEMPTION_TIMER);
+const EXIT_OPTIONAL: ExitControls = ExitControls::LOAD_EFER;
 
 const ENTRY_REQUIRED: EntryControls =
     EntryControls::LOAD_DEBUG_CONTROLS.union(EntryControls::IA32E_MODE_GUEST);
@@ -213,8 +212,6 @@ pub enum Feature {
     VirtualNmis,
     /// The VMX-preemption timer counts.
     PreemptionTimer,
-    /// The timer's remaining value is saved at exit.
-    SavePreemptionTimer,
     /// CR8 reads and writes go to the virtual-APIC page; without it they exit.
     TprShadow,
     /// RDMSR and WRMSR exit by bitmap; without it all exit.
@@ -298,10 +295,6 @@ impl Controls {
             exit.remove(ExitControls::LOAD_EFER);
             entry.remove(EntryControls::LOAD_EFER);
         }
-        // SDM Vol. 3, Section 26.2.1.2: saving the timer's value needs the timer.
-        if !pin.contains(PinControls::PREEMPTION_TIMER) {
-            exit.remove(ExitControls::SAVE_PREEMPTION_TIMER);
-        }
         Ok(Self { pin, primary, secondary, exit, entry })
     }
 
@@ -311,7 +304,6 @@ impl Controls {
         match feature {
             Feature::VirtualNmis => self.pin.contains(PinControls::VIRTUAL_NMIS),
             Feature::PreemptionTimer => self.pin.contains(PinControls::PREEMPTION_TIMER),
-            Feature::SavePreemptionTimer => self.exit.contains(ExitControls::SAVE_PREEMPTION_TIMER),
             Feature::TprShadow => self.primary.contains(PrimaryControls::USE_TPR_SHADOW),
             Feature::MsrBitmaps => self.primary.contains(PrimaryControls::USE_MSR_BITMAPS),
             Feature::EferSwitch => self.entry.contains(EntryControls::LOAD_EFER),
@@ -390,7 +382,6 @@ mod tests {
         let controls = choose(&penryn()).unwrap();
         for absent in [
             Feature::PreemptionTimer,
-            Feature::SavePreemptionTimer,
             Feature::EferSwitch,
             Feature::Vpid,
             Feature::Rdtscp,
@@ -414,7 +405,6 @@ mod tests {
         for present in [
             Feature::VirtualNmis,
             Feature::PreemptionTimer,
-            Feature::SavePreemptionTimer,
             Feature::EferSwitch,
             Feature::Vpid,
             Feature::Rdtscp,
