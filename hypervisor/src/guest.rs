@@ -1,5 +1,6 @@
 //! One guest: its memory, its shadow MMU, its devices, its processor model.
 
+pub mod account;
 pub mod life;
 pub mod ram;
 pub mod registry;
@@ -80,8 +81,10 @@ pub struct Guest {
     pub attention: AtomicBool,
     /// The host's TSC when it started: guest time 0.
     start_tsc: u64,
-    /// Exits of its vCPU so far.
+    /// Exits of its vCPU so far, as of its last look around.
     pub exits: AtomicU64,
+    /// The same by reason.
+    pub account: Mutex<account::ExitAccount>,
 }
 
 impl Guest {

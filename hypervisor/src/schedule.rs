@@ -90,6 +90,14 @@ struct Slot {
     used_ticks: u64,
 }
 
+impl Slot {
+    /// The core takes up another vCPU.
+    fn put_down(&mut self) {
+        self.vcpu.unload();
+        self.vcpu.guest().account.lock().end();
+    }
+}
+
 /// What a vCPU that wakes up is taken to have used of its core, of which the vCPU that is furthest behind has used
 /// `floor`. Who sleeps does not save up more than one slice, or it would keep the others waiting for as long as it
 /// slept.
@@ -190,7 +198,7 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
         for make in new {
             if let Some(index) = current.take() {
                 // Another VMCS becomes the current one.
-                queue.slots[index].vcpu.unload();
+                queue.slots[index].put_down();
             }
             if let Some(vcpu) = make(core) {
                 queue.add(vcpu);
@@ -204,10 +212,13 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
         };
         let switch = current != Some(index);
         if switch && let Some(old) = current {
-            queue.slots[old].vcpu.unload();
+            queue.slots[old].put_down();
         }
         current = Some(index);
         let slot = &mut queue.slots[index];
+        if switch {
+            slot.vcpu.guest().account.lock().begin(core.index);
+        }
         let leave = slot.vcpu.run(core, switch, slice_end_tsc);
         slot.used_ticks += time::tsc().wrapping_sub(now);
         match leave {

@@ -6,6 +6,7 @@
 //! kept by [`population`] instead.
 
 mod event;
+mod exits;
 pub mod population;
 
 use alloc::boxed::Box;
@@ -14,6 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use event::Event;
 use event::{EXIT_REASONS, ExitCounter};
+pub use exits::ExitCounts;
 pub use population::Population;
 use population::Slot;
 
@@ -120,6 +122,14 @@ impl Counters {
     fn exits_as(&self, shown: ExitCounter) -> u64 {
         let counted = ExitCounter::each().filter(|exit| exit.counts_as(shown));
         counted.fold(0, |sum, exit| sum.wrapping_add(self.sum(|block| &block.exits[exit.index()])))
+    }
+
+    /// What one core has counted of each reason so far; zeros for a core that is none.
+    #[must_use]
+    pub fn exits_on(&self, core: usize) -> ExitCounts {
+        self.blocks.get(core).map_or_else(ExitCounts::default, |block| {
+            ExitCounts(core::array::from_fn(|index| block.exits[index].load(Ordering::Relaxed)))
+        })
     }
 
     /// Every counter in turn: events, NMIs and machine checks, exits by reason, in the order they are

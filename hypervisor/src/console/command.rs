@@ -216,7 +216,7 @@ mod tests {
         let mut text = String::new();
         help(1, |line| text += &format!("{line}\n"));
         assert!(text.contains("  Ctrl-a     send Ctrl-a itself"), "{text}");
-        for key in [b'n', b'p', b'l', b's', b'x', b'r', b'q', b'h', b'?', b'1'] {
+        for key in *b"nplsxrqh?1" {
             assert!(of_key(key, 1).is_ok() && text.contains(char::from(key)));
         }
     }

@@ -10,15 +10,26 @@ use memory::{Owner, PAGE_SIZE};
 
 use super::focus;
 use super::json::Json;
-use crate::guest::Guest;
 use crate::guest::life::Reason;
 use crate::guest::registry::{self, Last, Phase};
+use crate::guest::{Guest, account};
 use crate::host::log::raw;
 use crate::host::{Host, frames, heap, serial, time};
 use crate::schedule::{self, Core};
 
 const KIB: u64 = 1024;
 const NS_PER_MS: u64 = 1_000_000;
+/// A guest's exits by reason on a line.
+const REASONS_PER_LINE: usize = 6;
+
+/// A guest's shadow MMU at one moment.
+struct ShadowRow {
+    pages: u32,
+    frames: u64,
+    stats: shadow::Stats,
+}
+
+type Shadow = Option<ShadowRow>;
 
 /// A guest's line at one moment.
 struct Row {
@@ -49,6 +60,20 @@ impl Row {
     /// Live shadow pages.
     fn shadow_pages(&self) -> u64 {
         self.guest.as_ref().map_or(0, |guest| guest.mmu.lock().live_pages().into())
+    }
+
+    /// What its MMU holds and has counted; `None` unless it runs.
+    fn shadow(&self) -> Shadow {
+        let mmu = self.guest.as_ref()?.mmu.lock();
+        Some(ShadowRow { pages: mmu.live_pages(), frames: mmu.frames(), stats: *mmu.stats() })
+    }
+
+    /// Its exits by reason, the most frequent first.
+    fn exits_by_reason(&self) -> Vec<Total> {
+        let counts = self.guest.as_ref().map(|guest| guest.account.lock().now()).unwrap_or_default();
+        let mut totals: Vec<Total> = counts.totals().filter(|total| total.sum > 0).collect();
+        totals.sort_by_key(|total| core::cmp::Reverse(total.sum));
+        totals
     }
 
     /// Where the guest is, in one word.
@@ -163,7 +188,8 @@ pub fn print(core: &Core) {
     for row in &rows {
         guest(row);
     }
-    let mut totals: Vec<Total> = counters.totals().filter(|total| total.sum > 0).collect();
+    let live: Vec<Shadow> = rows.iter().map(Row::shadow).collect();
+    let mut totals: Vec<Total> = totals(&live).filter(|total| total.sum > 0).collect();
     // Each kind in the order of its frequency; the sort keeps the declared order where they are equal.
     totals.sort_by_key(|total| (total.name.starts_with("exit_"), core::cmp::Reverse(total.sum)));
     let exits: u64 =
@@ -179,6 +205,16 @@ pub fn print(core: &Core) {
     }
 }
 
+/// All counters, with what the MMUs of the running guests have counted and not yet handed over.
+fn totals(live: &[Shadow]) -> impl Iterator<Item = Total> {
+    let running: Vec<_> =
+        live.iter().flatten().flat_map(|shadow| account::shadow_events(&shadow.stats)).collect();
+    schedule::counters().totals().map(move |total| {
+        let more = running.iter().filter(|(event, _)| event.name() == total.name);
+        Total { sum: more.fold(total.sum, |sum, (_, count)| sum.wrapping_add(*count)), ..total }
+    })
+}
+
 fn percent(part: u64, whole: u64) -> u64 {
     (u128::from(part) * 100 / u128::from(whole.max(1))) as u64
 }
@@ -188,10 +224,7 @@ fn guest(row: &Row) {
         raw(format_args!("  guest {}: {}", row.name, row.state()));
         return;
     };
-    let (pages, shadow_frames, stats) = {
-        let mmu = guest.mmu.lock();
-        (mmu.live_pages(), mmu.frames(), *mmu.stats())
-    };
+    let Some(ShadowRow { pages, frames: shadow_frames, stats }) = row.shadow() else { return };
     let memory_frames = frames::allocator().owned_by(Owner::Memory(guest.id));
     let beside = (memory_frames * PAGE_SIZE).saturating_sub(row.memory_bytes) + row.heap_bytes;
     raw(format_args!(
@@ -208,6 +241,13 @@ fn guest(row: &Row) {
         let _ = write!(line, " {name} {value}");
     }
     raw(format_args!("   {line}"));
+    for reasons in row.exits_by_reason().chunks(REASONS_PER_LINE) {
+        let mut line = heapless::String::<256>::new();
+        for total in reasons {
+            let _ = write!(line, " {} {}", total.name, total.sum);
+        }
+        raw(format_args!("   {line}"));
+    }
 }
 
 /// Between two lines of JSON, in nanoseconds; 0: none are printed.
@@ -236,26 +276,28 @@ pub fn tick(now_ns: u64) -> u64 {
     let next_ns = if due_ns + interval_ns > now_ns { due_ns + interval_ns } else { now_ns + interval_ns };
     NEXT_NS.store(next_ns, Ordering::Relaxed);
     let rows = rows();
-    let pages: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            row.guest.as_ref().map(|guest| {
-                let mmu = guest.mmu.lock();
-                (mmu.live_pages(), mmu.frames(), *mmu.stats())
-            })
-        })
-        .collect();
+    let shadows: Vec<Shadow> = rows.iter().map(Row::shadow).collect();
+    let reasons: Vec<_> = rows.iter().map(Row::exits_by_reason).collect();
+    let counts: Vec<Total> = totals(&shadows).filter(|total| total.sum > 0).collect();
+    // Nothing in there takes a lock: its holder may be waiting to print.
     serial::write_line_with(|out| {
         // A port that takes nothing any more is dealt with there.
-        let _ = out.write_str("umbra-stats: ").and_then(|()| write(out, now_ns, &rows, &pages));
+        let _ = out
+            .write_str("umbra-stats: ")
+            .and_then(|()| write(out, now_ns, &rows, &shadows, &reasons, &counts));
     });
     next_ns
 }
 
-type Shadow = Option<(u32, u64, shadow::Stats)>;
-
 /// One object. Counters that are still 0 are left out: most are, and the port is slow.
-fn write(out: &mut dyn Write, now_ns: u64, rows: &[Row], pages: &[Shadow]) -> fmt::Result {
+fn write(
+    out: &mut dyn Write,
+    now_ns: u64,
+    rows: &[Row],
+    shadows: &[Shadow],
+    reasons: &[Vec<Total>],
+    totals: &[Total],
+) -> fmt::Result {
     let allocator = frames::allocator();
     let marks = allocator.marks();
     let counters = schedule::counters();
@@ -279,24 +321,31 @@ fn write(out: &mut dyn Write, now_ns: u64, rows: &[Row], pages: &[Shadow]) -> fm
     }
     idle.end()?;
     let mut guests = json.list("guests");
-    for (row, pages) in rows.iter().zip(pages) {
+    for ((row, shadow), reasons) in rows.iter().zip(shadows).zip(reasons) {
         let mut guest = guests.element();
         guest.text("name", &row.name);
         guest.text("state", row.state());
         guest.number("uptime_ms", row.uptime_ms());
         guest.number("exits", row.exits());
-        if let Some((pages, frames, stats)) = pages {
+        if let Some(ShadowRow { pages, frames, stats }) = shadow {
             guest.number("shadow_pages", (*pages).into());
             guest.number("shadow_frames", *frames);
+            let mut counts = guest.member("shadow");
             for (name, _, value) in stats.each() {
-                guest.number(name, value);
+                counts.number(name, value);
             }
+            counts.end()?;
         }
+        let mut exits = guest.member("exits_by_reason");
+        for total in reasons {
+            exits.number(total.name, total.sum);
+        }
+        exits.end()?;
         guest.end()?;
     }
     guests.end()?;
     let mut counts = json.member("counters");
-    for total in counters.totals().filter(|total| total.sum > 0) {
+    for total in totals {
         counts.number(total.name, total.sum);
     }
     counts.end()?;

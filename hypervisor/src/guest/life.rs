@@ -14,6 +14,7 @@ use machine::manifest::{End, OnEnd, Package};
 use memory::Event;
 use spin::Once;
 
+use super::account;
 use super::registry::{self, Last, Line, Phase};
 use super::start;
 use crate::console;
@@ -120,6 +121,7 @@ pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
     });
     vcpu.dispose(core);
     if let Some(guest) = guest {
+        account::close(&core.writer, guest.mmu.lock().stats());
         let leaked = start::dispose(&guest, core);
         if leaked != 0 {
             log::error!("guest {name}: {leaked} frames did not come back");

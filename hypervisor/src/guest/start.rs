@@ -124,6 +124,7 @@ pub fn start(
         attention: AtomicBool::new(true),
         start_tsc: time::tsc(),
         exits: AtomicU64::new(0),
+        account: Mutex::default(),
     };
     Ok((Arc::new(guest), entry))
 }

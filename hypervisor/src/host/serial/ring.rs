@@ -10,6 +10,12 @@ pub struct Ring<const N: usize> {
     end: usize,
 }
 
+impl<const N: usize> Default for Ring<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<const N: usize> Ring<N> {
     /// An empty ring.
     #[must_use]

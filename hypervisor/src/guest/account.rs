@@ -1,0 +1,59 @@
+//! A guest's share of what the cores count, without a counter of its own on the exit path: the core's counters are
+//! read when its vCPU comes and when it goes.
+
+use memory::Event;
+use memory::counters::{ExitCounts, Writer};
+use shadow::Stats;
+
+use crate::schedule;
+
+/// The exits of a guest's vCPU by reason.
+#[derive(Debug, Default)]
+pub struct ExitAccount {
+    counts: ExitCounts,
+    /// The core that the vCPU is on, and what that core had counted when it came.
+    on: Option<(usize, ExitCounts)>,
+}
+
+impl ExitAccount {
+    /// The vCPU comes onto a core.
+    pub fn begin(&mut self, core: usize) {
+        self.end();
+        self.on = Some((core, schedule::counters().exits_on(core)));
+    }
+
+    /// The vCPU leaves its core to another one.
+    pub fn end(&mut self) {
+        self.counts = self.now();
+        self.on = None;
+    }
+
+    /// The exits so far.
+    #[must_use]
+    pub fn now(&self) -> ExitCounts {
+        let mut counts = self.counts.clone();
+        if let Some((core, before)) = &self.on {
+            counts.add_between(before, &schedule::counters().exits_on(*core));
+        }
+        counts
+    }
+}
+
+/// What a guest's MMU counts for itself, as the events of the counters.
+pub fn shadow_events(stats: &Stats) -> [(Event, u64); 6] {
+    [
+        (Event::Fill, stats.fills),
+        (Event::Prefill, stats.prefills),
+        (Event::PageCreated, stats.pages_made),
+        (Event::Zap, stats.pages_zapped),
+        (Event::Unsync, stats.unsyncs),
+        (Event::Sync, stats.syncs),
+    ]
+}
+
+/// A guest has ended: the counters take over what its MMU counted.
+pub fn close(writer: &Writer<'_>, stats: &Stats) {
+    for (event, count) in shadow_events(stats) {
+        writer.add(event, count);
+    }
+}
