@@ -4,7 +4,7 @@ use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use memory::Hpa;
 
@@ -238,37 +238,32 @@ pub fn idle() {
     unsafe { umbra_idle() }
 }
 
-static STOPPING: AtomicBool = AtomicBool::new(false);
+/// The core that ends the machine.
+static STOPPER: AtomicUsize = AtomicUsize::new(NOBODY);
+const NOBODY: usize = usize::MAX;
 
-/// Whether the machine is ending, and every core but one shall halt.
+/// Whether the machine is ending, and this core is not the one that ends it: it shall halt.
 #[must_use]
-pub fn is_stopping() -> bool {
-    STOPPING.load(Ordering::Acquire)
+pub fn must_halt() -> bool {
+    let stopper = STOPPER.load(Ordering::Acquire);
+    stopper != NOBODY && stopper != this_core().index()
 }
 
 /// Halts every other core for ever, whatever it does.
 pub fn stop_others() {
-    // Two cores that end the machine at once: the second one halts.
-    if STOPPING.swap(true, Ordering::AcqRel) {
-        if count() > 1 && !is_stopper() {
-            power::halt();
-        }
-        return;
+    let own = this_core().index();
+    match STOPPER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(stopper) if stopper == own => return,
+        // Two cores that end the machine at once: the second one halts.
+        Err(_) => power::halt(),
     }
     if !apic::is_set_up() {
         return;
     }
-    let own = this_core().index();
-    STOPPER.store(own, Ordering::Release);
     for core in all().filter(|core| core.index() != own) {
         apic::send_nmi(core.apic_id());
     }
-}
-
-static STOPPER: AtomicUsize = AtomicUsize::new(0);
-
-fn is_stopper() -> bool {
-    STOPPER.load(Ordering::Acquire) == this_core().index()
 }
 
 /// What the started cores wait for: the function that they run.

@@ -133,7 +133,7 @@ extern "C" fn trap(frame: &mut TrapFrame) {
 
 /// Takes no lock, and does the same however often it runs.
 fn nmi(frame: &mut TrapFrame) {
-    if cores::is_stopping() {
+    if cores::must_halt() {
         power::halt();
     }
     let core = cores::this_core();
@@ -187,7 +187,7 @@ fn interrupt(vector: u8) {
 /// What a VM exit for an NMI calls: does as the handler does, then lets further NMIs in.
 #[inline]
 pub fn nmi_exit() {
-    if cores::is_stopping() {
+    if cores::must_halt() {
         power::halt();
     }
     cores::this_core().kick.store(1, Ordering::Relaxed);

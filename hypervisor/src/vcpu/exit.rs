@@ -132,7 +132,7 @@ impl Vcpu {
     fn exception(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let info = InterruptionInfo(vmcs.read(fields::EXIT_INTERRUPTION_INFO));
         if info.kind() == InterruptionType::Nmi {
-            interrupts::unblock_nmis();
+            interrupts::nmi_exit();
             self.attend();
             return Next::Resume;
         }
