@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod life;
+pub mod budget;
 pub mod ram;
 pub mod registry;
 pub mod shadow;

@@ -4,8 +4,8 @@
 extern crate alloc;
 
 use bootloader_api::BootInfo;
-use machine::manifest::{self, HypervisorConfig};
-use memory::{Claim, Marks, Owner};
+use machine::manifest;
+use memory::{Claim, Owner};
 
 pub mod console;
 pub mod guest;
@@ -46,8 +46,9 @@ fn run(host: &'static Host) -> ! {
     let Some(core) = enter_vmx(host, host::this_core()) else {
         power::exit(1);
     };
+    schedule::announce(core.index, true);
+    schedule::await_cores(host.cores);
     life::start_all(&core);
-    set_marks(&payload.package.manifest.hypervisor);
     life::finish_if_over();
     schedule::run(&core, &life::ended, &|core| {
         console::chores(core);
@@ -58,7 +59,9 @@ fn run(host: &'static Host) -> ! {
 /// What every other core does.
 fn core_main(per_core: &'static PerCore) {
     let Some(payload) = life::payload() else { return };
-    if let Some(core) = enter_vmx(payload.host, per_core) {
+    let core = enter_vmx(payload.host, per_core);
+    schedule::announce(per_core.index(), core.is_some());
+    if let Some(core) = core {
         schedule::run(&core, &life::ended, &|_| false);
     }
 }
@@ -82,26 +85,4 @@ fn enter_vmx(host: &'static Host, per_core: &'static PerCore) -> Option<Core> {
         invvpid: Invvpid::new(capabilities, &host.vmx.controls),
         host,
     })
-}
-
-/// The marks of the frame allocator: the manifest's, or those that make a shadow budget.
-fn set_marks(config: &HypervisorConfig) {
-    let allocator = frames::allocator();
-    let default = allocator.marks();
-    let marks = if let Some(budget) = config.shadow_frames {
-        // All but the budget counts as kept: claims fail, and reclaim starts, as if the machine were so small.
-        let min = allocator.free_frames().saturating_sub(budget.into()).max(default.min_frames());
-        let step = u64::from(budget / 16).clamp(8, 256);
-        Marks::new(min, min + step, min + 2 * step)
-    } else {
-        let pick = |own: Option<u32>, default| own.map_or(default, u64::from);
-        Marks::new(
-            pick(config.min_frames, default.min_frames()),
-            pick(config.low_frames, default.low_frames()),
-            pick(config.high_frames, default.high_frames()),
-        )
-    };
-    if let Err(error) = marks.and_then(|marks| allocator.set_marks(marks)) {
-        log::warn!("the manifest's marks are not used: {error}");
-    }
 }

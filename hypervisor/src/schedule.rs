@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use machine::manifest::End;
 use memory::counters::Writer;
@@ -51,6 +51,32 @@ static LOAD: [AtomicUsize; CORES_MAX] = [const { AtomicUsize::new(0) }; CORES_MA
 /// The TSC ticks that each core spent without a guest.
 static IDLE_TICKS: [AtomicU64; CORES_MAX] = [const { AtomicU64::new(0) }; CORES_MAX];
 
+/// Whether each core takes part: not yet known, yes, no.
+static PART: [AtomicU8; CORES_MAX] = [const { AtomicU8::new(UNKNOWN) }; CORES_MAX];
+const UNKNOWN: u8 = 0;
+const SERVES: u8 = 1;
+const LEFT_OUT: u8 = 2;
+/// How long the boot core waits to hear whether the others could be taken into VMX operation.
+const ANSWER_LIMIT_NS: u64 = 100_000_000;
+
+/// A core says whether it will run guests.
+pub fn announce(core: usize, serves: bool) {
+    PART[core].store(if serves { SERVES } else { LEFT_OUT }, Ordering::Release);
+}
+
+/// Waits until each of `cores` cores has said whether it will run guests; one that does not is left out.
+pub fn await_cores(cores: usize) {
+    let start = time::tsc();
+    let limit = time::ns_to_ticks(ANSWER_LIMIT_NS);
+    while (0..cores).any(|core| PART[core].load(Ordering::Acquire) == UNKNOWN) {
+        if time::tsc().wrapping_sub(start) > limit {
+            log::warn!("not every core could be taken into VMX operation in time: guests run on the others");
+            return;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// A vCPU on its way to a core: it is made there, on the core that owns its VMCS.
 pub type Placed = Box<dyn FnOnce(&Core) -> Option<Box<Vcpu>> + Send>;
 
@@ -61,6 +87,7 @@ pub type Placed = Box<dyn FnOnce(&Core) -> Option<Box<Vcpu>> + Send>;
 pub fn choose_core(allowed: &[u32], cores: usize) -> usize {
     let smt_core = |core: usize| cores::core(core).map_or(core as u32, PerCore::smt_core);
     workers(cores, smt_core)
+        .filter(|&core| PART[core].load(Ordering::Acquire) == SERVES)
         .filter(|&core| {
             allowed.is_empty() || allowed.iter().any(|&thread| smt_core(thread as usize) == smt_core(core))
         })
@@ -200,8 +227,9 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
                 // Another VMCS becomes the current one.
                 queue.slots[index].put_down();
             }
-            if let Some(vcpu) = make(core) {
-                queue.add(vcpu);
+            match make(core) {
+                Some(vcpu) => queue.add(vcpu),
+                None => _ = LOAD[core.index].fetch_sub(1, Ordering::Relaxed),
             }
         }
         let working = chores(core);

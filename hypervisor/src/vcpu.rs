@@ -100,20 +100,24 @@ pub struct Vcpu {
 /// Where guests' VPIDs start: each vCPU has [`shadow::TAGS`] of them.
 fn vpid_base(guest: &Guest, index: usize) -> u16 {
     let number = guest.id.index() * machine::device::VCPUS_MAX as usize + index;
-    // 4096 guests of 64 vCPUs would not fit into 16 bits; a tag that two share is flushed whenever its vCPU changes.
-    (1 + (number * shadow::TAGS) % 0xff00) as u16
+    // The manifest's limits, 64 guests of 64 vCPUs, make 32768 of them.
+    (1 + number * shadow::TAGS) as u16
 }
 
 impl Vcpu {
     /// Makes a vCPU that will start as `start` says. To be called on the core that will run it.
     pub fn new(host: &'static Host, guest: Arc<Guest>, index: usize, start: &EntryState) -> Option<Box<Vcpu>> {
-        let frame = frames::allocator().alloc(0, Owner::Hypervisor, memory::Claim::Begun)?;
+        let extended = Extended::new()?;
+        let Some(frame) = frames::allocator().alloc(0, Owner::Hypervisor, memory::Claim::Begun) else {
+            extended.dispose(0);
+            return None;
+        };
         let region = frame.address();
         // SAFETY: the frame is ours alone and mapped; a region is 4096 bytes without further demands.
         let page = unsafe { &mut *direct(region).cast::<Region>() };
         page.prepare(host.vmx.capabilities.revision);
         // SAFETY: this core is in VMX operation, and the page is prepared and ours.
-        let vmcs = unsafe { Vmcs::new(region) }.ok()?;
+        let vmcs = unsafe { Vmcs::new(region) }.expect("a page prepared as a VMCS can be cleared");
         let mut controls = host.vmx.controls;
         // Local APIC and CR8 are emulated by exits.
         controls.primary.remove(PrimaryControls::USE_TPR_SHADOW);
@@ -144,7 +148,7 @@ impl Vcpu {
             deadline_tsc: 0,
             tsc_offset: start_tsc.wrapping_neg(),
             log: ExitLog::default(),
-            extended: Extended::new()?,
+            extended,
             stuck: fault::Stuck::default(),
             vpid_base,
             loaded: false,
@@ -153,7 +157,7 @@ impl Vcpu {
         });
         vcpu.refresh_paging();
         // SAFETY: this core is in VMX operation; no other VMCS is in use at this moment (see `schedule`).
-        let vmcs = unsafe { vcpu.vmcs.load() }.ok()?;
+        let vmcs = unsafe { vcpu.vmcs.load() }.expect("a cleared VMCS can be loaded");
         vcpu.first_state(host, &vmcs, start);
         Some(vcpu)
     }
@@ -387,7 +391,7 @@ impl Vcpu {
         // SAFETY: the core is in VMX operation and this vCPU's; its CurrentVmcs is gone.
         let cleared = unsafe { self.vmcs.clear() };
         debug_assert!(cleared.is_ok());
-        self.extended.dispose(core);
+        self.extended.dispose(core.index);
         if let Err(error) = frames::allocator().free(core.index, self.region().page(), Owner::Hypervisor) {
             panic!("{error}");
         }

@@ -10,11 +10,14 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use machine::load::EntryState;
 use machine::manifest::{End, OnEnd, Package};
 use memory::Event;
 use spin::Once;
 
 use super::account;
+use super::budget;
+use super::Guest;
 use super::registry::{self, Last, Line, Phase};
 use super::start;
 use crate::console;
@@ -48,12 +51,21 @@ pub fn payload() -> Option<&'static Payload> {
     PAYLOAD.get()
 }
 
-/// Starts every guest of the manifest.
+/// Starts every guest of the manifest. All have their memory before the first one runs, so that the marks, and the
+/// run, do not depend on who is first.
 pub fn start_all(core: &Core) {
-    for place in 0..registry::with(|lines| lines.len()) {
-        if claim(place) {
-            start(core, place);
+    let places = registry::with(|lines| {
+        for line in lines.iter_mut() {
+            line.phase = Phase::Starting;
         }
+        lines.len()
+    });
+    let built: Vec<_> = (0..places).filter_map(|place| build(core, place)).collect();
+    if let Some(payload) = PAYLOAD.get() {
+        budget::apply(&payload.package.manifest.hypervisor);
+    }
+    for (guest, entry) in built {
+        launch(guest, entry);
     }
 }
 
@@ -68,10 +80,20 @@ fn claim(place: usize) -> bool {
     })
 }
 
-/// Starts the guest at `place` of the manifest, which is [`Phase::Starting`]; says why if it cannot.
+/// Starts the guest at `place`, which the caller has claimed.
 fn start(core: &Core, place: usize) {
-    let Some(payload) = PAYLOAD.get() else { return };
-    let Some(config) = payload.package.manifest.guests.get(place) else { return };
+    if let Some((guest, entry)) = build(core, place) {
+        if let Some(payload) = PAYLOAD.get() {
+            budget::apply(&payload.package.manifest.hypervisor);
+        }
+        launch(guest, entry);
+    }
+}
+
+/// Builds the guest at `place`, which the caller has claimed; says why if it cannot be, and ends its turn.
+fn build(core: &Core, place: usize) -> Option<(Arc<Guest>, EntryState)> {
+    let payload = PAYLOAD.get()?;
+    let config = payload.package.manifest.guests.get(place)?;
     let heap_before = heap::usage().0;
     match start::start(payload.host, core, place, config, &payload.package) {
         Ok((guest, entry)) => {
@@ -90,21 +112,54 @@ fn start(core: &Core, place: usize) {
                 line.restart_wanted = false;
                 line.heap_bytes = heap::usage().0.saturating_sub(heap_before);
             });
-            if QUITTING.load(Ordering::SeqCst) {
-                guest.stop_requested.store(true, Ordering::Release);
-            }
-            let target = schedule::choose_core(&config.cores, payload.host.cores);
-            let host = payload.host;
-            schedule::place(target, Box::new(move |_| Vcpu::new(host, guest, 0, &entry)));
+            Some((guest, entry))
         }
         Err(error) => {
             log::error!("guest {} is not started: {error}", config.name);
-            registry::with(|lines| {
-                lines[place].last = Some(Last { end: End::Crash, exits: 0, ticks: 0 });
-                lines[place].phase = Phase::Down;
-            });
+            down(place);
+            None
         }
     }
+}
+
+/// Lets a built guest run.
+fn launch(guest: Arc<Guest>, entry: EntryState) {
+    let Some(payload) = PAYLOAD.get() else { return };
+    // Asked for while it was being made: the console's quit.
+    if QUITTING.load(Ordering::SeqCst) {
+        guest.stop_requested.store(true, Ordering::Release);
+    }
+    let target = schedule::choose_core(&guest.config.cores, payload.host.cores);
+    let host = payload.host;
+    let make = move |core: &Core| {
+        let vcpu = Vcpu::new(host, Arc::clone(&guest), 0, &entry);
+        if vcpu.is_none() {
+            log::error!("guest {}: no frames are left for its vCPU", guest.name());
+            unmade(core, guest);
+        }
+        vcpu
+    };
+    schedule::place(target, Box::new(make));
+}
+
+/// A guest whose vCPU could not be made: it ends before it ran.
+fn unmade(core: &Core, guest: Arc<Guest>) {
+    let place = guest.id.index();
+    registry::with(|lines| {
+        lines[place].phase = Phase::Ending;
+        lines[place].guest = None;
+    });
+    start::dispose(&guest, core);
+    down(place);
+    finish_if_over();
+}
+
+/// The guest at `place` did not come to run.
+fn down(place: usize) {
+    registry::with(|lines| {
+        lines[place].last = Some(Last { end: End::Crash, exits: 0, ticks: 0 });
+        lines[place].phase = Phase::Down;
+    });
 }
 
 /// A guest has ended: takes everything back, and restarts it or not.
@@ -113,7 +168,7 @@ pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
     let (place, name, exits, ticks) = {
         let guest = vcpu.guest();
         console::finish(guest);
-        (guest.id.index(), guest.config.name.clone(), vcpu.exits(), time::tsc() - guest.start_tsc())
+        (guest.id.index(), guest.config.name.clone(), vcpu.exits(), time::tsc().saturating_sub(guest.start_tsc()))
     };
     let guest = registry::with(|lines| {
         lines[place].phase = Phase::Ending;
@@ -125,6 +180,9 @@ pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
         let leaked = start::dispose(&guest, core);
         if leaked != 0 {
             log::error!("guest {name}: {leaked} frames did not come back");
+        }
+        if let Some(payload) = PAYLOAD.get() {
+            budget::apply(&payload.package.manifest.hypervisor);
         }
     }
     log::info!("guest {name} ended: {} ({exits} exits, {ticks} ticks)", Reason(end));

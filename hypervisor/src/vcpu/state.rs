@@ -12,7 +12,6 @@ use x86_64::registers::model_specific::Msr;
 
 use crate::guest::CpuModel;
 use crate::host::{direct, frames};
-use crate::schedule::Core;
 use crate::vmx::entry::{read_cr2, write_cr2};
 use crate::vmx::msr::{self, MsrRead, Processor};
 
@@ -70,8 +69,8 @@ impl Extended {
     }
 
     /// Gives the save area back.
-    pub fn dispose(&self, core: &Core) {
-        if let Err(error) = frames::allocator().free(core.index, self.area.page(), Owner::Hypervisor) {
+    pub fn dispose(&self, core: usize) {
+        if let Err(error) = frames::allocator().free(core, self.area.page(), Owner::Hypervisor) {
             panic!("{error}");
         }
     }
