@@ -1,6 +1,17 @@
-//! The whole MMU on a model machine: RAM in a vector, a processor that walks the shadow tables and knows
-//! nothing else, and random guests.
+//! The whole MMU on a model machine: RAM in a vector, a processor whose TLBs forget only what is flushed, and
+//! guests, some written by hand and some random.
 
+mod architecture;
+mod dirty;
+mod guest;
+mod large;
 mod machine;
+mod oracle;
+mod processor;
+mod races;
 mod random;
-mod units;
+mod reclaim;
+mod rights;
+mod stale;
+mod surroundings;
+mod tables;

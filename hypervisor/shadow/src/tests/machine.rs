@@ -1,237 +1,163 @@
-//! A model machine: guest RAM, table frames, and a processor without a TLB that walks the shadow tables.
+//! A model machine: a guest's RAM, its shadow MMU, and vCPUs that run on the model processor.
 
-use core::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use memory::{Gpa, GuestMemory, Gva, PAGE_SHIFT, Pfn};
+use proptest::prelude::ProptestConfig;
 
-use memory::{BLOCK_PAGES, Gfn, Gpa, GuestMemory, Gva, PAGE_SIZE, Pfn, Slots, TableMemory, Unbacked};
-
+use super::processor::Processor;
+use super::surroundings::Surroundings;
 use crate::paging::bits;
-use crate::{Access, Config, ErrorCode, FRAMES_PER_OPERATION, Fill, Host, Kind, Mmu, PageFault, Paging, VcpuMmu, walk};
-
-/// Where the model's guest RAM lies in host memory: far from the table frames.
-const RAM_BASE: u64 = 0x10_0000;
-
-pub struct Ram {
-    words: RefCell<Vec<u64>>,
-}
-
-impl Ram {
-    fn word(&self, gpa: Gpa) -> Result<usize, Unbacked> {
-        let word = (gpa.0 / 8) as usize;
-        if word < self.words.borrow().len() { Ok(word) } else { Err(Unbacked(gpa)) }
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Unbacked> {
-        for (i, byte) in buf.iter_mut().enumerate() {
-            let at = Gpa(gpa.0 + i as u64);
-            *byte = (self.words.borrow()[self.word(at)?] >> (8 * (at.0 % 8))) as u8;
-        }
-        Ok(())
-    }
-    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Unbacked> {
-        for (i, &byte) in bytes.iter().enumerate() {
-            let at = Gpa(gpa.0 + i as u64);
-            let word = self.word(at)?;
-            let shift = 8 * (at.0 % 8);
-            let words = &mut self.words.borrow_mut()[word];
-            *words = *words & !(0xff << shift) | u64::from(byte) << shift;
-        }
-        Ok(())
-    }
-    fn load_u32(&self, gpa: Gpa) -> Result<u32, Unbacked> {
-        Ok((self.words.borrow()[self.word(gpa)?] >> (8 * (gpa.0 & 4))) as u32)
-    }
-    fn load_u64(&self, gpa: Gpa) -> Result<u64, Unbacked> {
-        Ok(self.words.borrow()[self.word(gpa)?])
-    }
-    fn compare_exchange_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<bool, Unbacked> {
-        if self.load_u32(gpa)? != old {
-            return Ok(false);
-        }
-        self.write(gpa, &new.to_le_bytes()).map(|()| true)
-    }
-    fn compare_exchange_u64(&self, gpa: Gpa, old: u64, new: u64) -> Result<bool, Unbacked> {
-        if self.load_u64(gpa)? != old {
-            return Ok(false);
-        }
-        self.write(gpa, &new.to_le_bytes()).map(|()| true)
-    }
-}
-
-#[derive(Default)]
-pub struct Frames {
-    tables: RefCell<HashMap<Pfn, [u64; 512]>>,
-}
-
-impl TableMemory for Frames {
-    fn load(&self, pfn: Pfn, index: usize) -> u64 {
-        self.tables.borrow()[&pfn][index]
-    }
-    fn store(&self, pfn: Pfn, index: usize, value: u64) {
-        self.tables.borrow_mut().entry(pfn).or_insert([0; 512])[index] = value;
-    }
-    fn swap(&self, pfn: Pfn, index: usize, value: u64) -> u64 {
-        let old = self.load(pfn, index);
-        self.store(pfn, index, value);
-        old
-    }
-    fn fill(&self, pfn: Pfn, value: u64) {
-        self.tables.borrow_mut().insert(pfn, [value; 512]);
-    }
-}
-
-pub struct Surroundings {
-    pub ram: Ram,
-    pub frames: Frames,
-    slots: Slots,
-    pub generation: Cell<u64>,
-    pub allocated: Cell<u64>,
-    pub freed: Cell<u64>,
-}
-
-impl Host for Surroundings {
-    type Guest = Ram;
-    type Tables = Frames;
-    fn guest(&self) -> &Ram {
-        &self.ram
-    }
-    fn tables(&self) -> &Frames {
-        &self.frames
-    }
-    fn slots(&self) -> &Slots {
-        &self.slots
-    }
-    fn page_allocated(&self) {
-        self.allocated.set(self.allocated.get() + 1);
-    }
-    fn pages_freed(&self, pages: u64) {
-        self.freed.set(self.freed.get() + pages);
-    }
-    fn advance_generation(&self) -> u64 {
-        self.generation.set(self.generation.get() + 1);
-        self.generation.get()
-    }
-    fn shoot_down(&self) {}
-}
+use crate::{
+    Access, Config, FRAMES_PER_OPERATION, Fill, Kind, Mmu, Mode, PAGES_PER_OPERATION, PageFault, Paging,
+    Stats, VcpuMmu, walk,
+};
 
 /// What an access came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Landed {
+    /// In RAM.
     Ram(Gpa),
+    /// Nowhere in RAM: to be emulated.
     Mmio(Gpa),
+    /// The guest's own fault.
     Fault(PageFault),
 }
 
+/// A supervisor's read.
+pub const READ: Access = Access { kind: Kind::Read, user: false, smap_overridden: false };
+/// A supervisor's write.
+pub const WRITE: Access = Access { kind: Kind::Write, user: false, smap_overridden: false };
+/// A supervisor's fetch.
+pub const FETCH: Access = Access { kind: Kind::Fetch, user: false, smap_overridden: false };
+
+/// `access`, made at CPL 3.
+pub const fn by_user(access: Access) -> Access {
+    Access { user: true, smap_overridden: false, ..access }
+}
+
+/// The machine.
 pub struct Machine {
     pub host: Surroundings,
     pub mmu: Mmu,
+    /// The vCPU that runs.
     pub cpu: VcpuMmu,
-    next_frame: u64,
+    /// The others, in the order of their numbers, without the one that runs.
+    parked: Vec<VcpuMmu>,
+    processor: Processor,
+    /// The frame that was provided last.
+    pub next_frame: u64,
+    /// Page-fault exits so far.
     pub exits: u64,
 }
 
-pub const READ: Access = Access { kind: Kind::Read, user: false, smap_overridden: false };
-pub const WRITE: Access = Access { kind: Kind::Write, user: false, smap_overridden: false };
-
 impl Machine {
+    /// With `blocks` of 2 MiB of RAM, a cache of `pages_max` shadow pages, and one vCPU.
     pub fn new(blocks: u64, pages_max: u32) -> Machine {
         Machine::with(blocks, pages_max, false)
     }
 
+    /// The same, on a processor that may need its executable pages small.
     pub fn with(blocks: u64, pages_max: u32, split_executable: bool) -> Machine {
-        let map: Vec<(Gfn, Pfn)> =
-            (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(RAM_BASE + (blocks - b) * BLOCK_PAGES))).collect();
-        let slots = Slots::new(&map).unwrap();
-        let words = vec![0; (blocks * BLOCK_PAGES * PAGE_SIZE / 8) as usize];
-        let config = Config {
-            physical_address_bits: 40,
-            gib_pages: true,
-            mark_mmio: true,
-            split_executable,
-            pages_max,
-            vcpus: 1,
-        };
-        let mmu = Mmu::new(config, &slots);
-        let host = Surroundings {
-            ram: Ram { words: RefCell::new(words) },
-            frames: Frames::default(),
-            slots,
-            generation: Cell::new(0),
-            allocated: Cell::new(0),
-            freed: Cell::new(0),
-        };
-        Machine { host, mmu, cpu: VcpuMmu::new(0), next_frame: 1, exits: 0 }
+        Machine::configured(
+            blocks,
+            Config {
+                physical_address_bits: 40,
+                gib_pages: true,
+                mark_mmio: true,
+                split_executable,
+                pages_max,
+                vcpus: 1,
+            },
+        )
     }
 
-    fn ready(&mut self) {
-        if !self.mmu.is_ready() && self.mmu.pages_left() < crate::PAGES_PER_OPERATION {
+    /// With everything told.
+    pub fn configured(blocks: u64, config: Config) -> Machine {
+        let host = Surroundings::new(blocks);
+        let mmu = Mmu::new(config, &host.slots);
+        Machine {
+            host,
+            mmu,
+            cpu: VcpuMmu::new(0),
+            parked: (1..config.vcpus as u8).map(VcpuMmu::new).collect(),
+            processor: Processor::default(),
+            next_frame: 1,
+            exits: 0,
+        }
+    }
+
+    /// Lets another vCPU run: the next one in turn.
+    pub fn next_vcpu(&mut self) {
+        let next = self.parked.remove(0);
+        self.parked.push(core::mem::replace(&mut self.cpu, next));
+    }
+
+    /// Makes ready for an operation, as the exit path does before it takes the lock.
+    pub fn ready(&mut self) {
+        if !self.mmu.is_ready() && self.mmu.pages_left() < PAGES_PER_OPERATION {
             let gone = self.mmu.reclaim(&self.host, 16);
             assert!(gone > 0, "reclaim makes room");
         }
-        self.mmu.release(&self.host, self.host.generation.get());
+        self.release();
         while self.mmu.stash_frames() < FRAMES_PER_OPERATION {
             self.next_frame += 1;
             self.mmu.provide(Pfn(self.next_frame)).unwrap();
         }
     }
 
+    /// Every vCPU flushes, then the zapped tables' frames are free.
+    pub fn release(&mut self) {
+        self.flush_tags();
+        self.mmu.release(&self.host, self.host.generation.get());
+    }
+
+    /// What every entry begins with, here for all vCPUs at once: a tag that is older than the flush generation is
+    /// flushed.
+    fn flush_tags(&mut self) {
+        let now = self.host.generation.get();
+        for cpu in core::iter::once(&mut self.cpu).chain(&mut self.parked) {
+            if !cpu.is_good(now) {
+                self.processor.flush(cpu.vcpu, cpu.tag());
+                cpu.flushed(now);
+            }
+        }
+    }
+
+    /// MOV to CR3, or any change of the paging mode.
     pub fn set_paging(&mut self, paging: Paging) {
         self.cpu.paging = paging;
         self.ready();
         self.mmu.load_root(&self.host, &mut self.cpu).unwrap();
     }
 
+    /// A flush of everything.
     pub fn flush(&mut self) {
         self.mmu.flush(&self.host, &self.cpu);
     }
 
+    /// INVLPG.
     pub fn invlpg(&mut self, gva: Gva) {
         self.mmu.invlpg(&self.host, &self.cpu, gva);
     }
 
-    /// What the hardware does: walks the shadow tables; `Err` is the error code of its #PF.
-    fn hardware(&self, gva: Gva, access: Access) -> Result<u64, u32> {
-        let paging = &self.cpu.paging;
-        let mut table = self.cpu.root_table();
-        let mut level = paging.mode.root_level();
-        loop {
-            let index = (gva.0 >> (12 + 9 * (u32::from(level) - 1)) & 511) as usize;
-            let raw = self.host.frames.load(table, index);
-            if raw & bits::P == 0 {
-                return Err(0);
-            }
-            if raw & (bits::FRAME & !((1 << 40) - 1)) != 0 {
-                return Err(ErrorCode::PRESENT | ErrorCode::RESERVED);
-            }
-            let frame = Pfn((raw & bits::FRAME) >> 12);
-            if level == 1 || raw & bits::PS != 0 {
-                let rights = crate::Rights::of_entry(raw);
-                let hardware = Paging { wp: true, nxe: true, ..*paging };
-                if !walk::permits(&hardware, rights, access) {
-                    return Err(ErrorCode::PRESENT);
-                }
-                let span = 1_u64 << (12 + 9 * (u32::from(level) - 1));
-                return Ok(frame.0 << 12 | gva.0 & (span - 1));
-            }
-            table = frame;
-            level -= 1;
+    /// What the processor does without an exit: the guest physical address, or `None` for a #PF.
+    pub fn hardware(&mut self, gva: Gva, access: Access) -> Option<Gpa> {
+        let now = self.host.generation.get();
+        if !self.cpu.is_good(now) {
+            self.processor.flush(self.cpu.vcpu, self.cpu.tag());
+            self.cpu.flushed(now);
         }
+        let context = (self.cpu.vcpu, self.cpu.tag());
+        let (root, paging) = (self.cpu.root_table(), &self.cpu.paging);
+        let pfn = self.processor.translate(&self.host.frames, context, root, paging, gva, access).ok()?;
+        let gfn = self.host.owned(pfn).expect("the guest's own frame");
+        Some(Gpa(gfn.0 << PAGE_SHIFT | gva.offset()))
     }
 
     /// One access of the guest's, with all the exits that it takes.
     pub fn access(&mut self, gva: Gva, access: Access) -> Landed {
         for _ in 0..8 {
-            if let Ok(hpa) = self.hardware(gva, access) {
-                let (gfn, _) = self
-                    .host
-                    .slots
-                    .blocks()
-                    .find(|(_, pfn)| (pfn.0..pfn.0 + BLOCK_PAGES).contains(&(hpa >> 12)))
-                    .map(|(gfn, pfn)| (gfn.0 + (hpa >> 12) - pfn.0, pfn))
-                    .expect("the guest's own frame");
-                return Landed::Ram(Gpa(gfn << 12 | gva.0 & 0xfff));
+            if let Some(gpa) = self.hardware(gva, access) {
+                return Landed::Ram(gpa);
             }
             self.exits += 1;
             let found = match walk::walk(&self.cpu.paging, &self.host.ram, gva, access) {
@@ -256,9 +182,15 @@ impl Machine {
     pub fn store(&mut self, gva: Gva, value: u64) -> Landed {
         let result = self.access(gva, WRITE);
         if let Landed::Ram(gpa) = result {
-            self.host.ram.write(gpa, &value.to_le_bytes()).unwrap();
+            self.poke(gpa.0, value);
         }
         result
+    }
+
+    /// A device's store of eight bytes: through the write tracker.
+    pub fn device_store(&mut self, gpa: u64, value: u64) {
+        self.mmu.before_write(&self.host, Gpa(gpa).page());
+        self.poke(gpa, value);
     }
 
     /// What the guest's tables say, by the architecture; sets no bits.
@@ -272,6 +204,7 @@ impl Machine {
         }
     }
 
+    /// Checks every invariant.
     pub fn audit(&mut self) {
         if let Err(violation) = self.mmu.audit(&self.host) {
             panic!("{violation:?}");
@@ -280,22 +213,38 @@ impl Machine {
         assert!(live >= u64::from(self.mmu.live_pages()), "what lives is counted");
     }
 
+    /// The counts that an operation which did nothing leaves as they are.
+    pub fn state(&self) -> (Stats, u32, u64, usize, u64) {
+        let mmu = &self.mmu;
+        (*mmu.stats(), mmu.live_pages(), mmu.frames(), mmu.stash_frames(), self.host.generation.get())
+    }
+
     /// Raw set-up of memory, before the guest runs.
     pub fn poke(&self, gpa: u64, value: u64) {
         self.host.ram.write(Gpa(gpa), &value.to_le_bytes()).unwrap();
+    }
+
+    /// The same with four bytes.
+    pub fn poke_u32(&self, gpa: u64, value: u32) {
+        self.host.ram.write(Gpa(gpa), &value.to_le_bytes()).unwrap();
+    }
+
+    /// Eight bytes of guest memory.
+    pub fn peek(&self, gpa: u64) -> u64 {
+        self.host.ram.load_u64(Gpa(gpa)).unwrap()
     }
 }
 
 /// 4-level tables at `root`: PML4, PDPT, and a PD whose 2 MiB pages map `blocks` of RAM to themselves.
 pub fn identity(machine: &Machine, root: u64, blocks: u64) -> Paging {
     let flags = bits::P | bits::W | bits::U | bits::A;
-    machine.poke(root, root + 0x1000 | flags);
-    machine.poke(root + 0x1000, root + 0x2000 | flags);
+    machine.poke(root, (root + 0x1000) | flags);
+    machine.poke(root + 0x1000, (root + 0x2000) | flags);
     for block in 0..blocks {
         machine.poke(root + 0x2000 + 8 * block, block << 21 | flags | bits::D | bits::PS);
     }
     Paging {
-        mode: crate::Mode::FourLevel,
+        mode: Mode::FourLevel,
         cr3: root,
         nxe: true,
         wp: true,
@@ -303,4 +252,10 @@ pub fn identity(machine: &Machine, root: u64, blocks: u64) -> Paging {
         physical_address_bits: 40,
         ..Paging::default()
     }
+}
+
+/// `cases` random guests, or as many as PROPTEST_CASES says.
+pub fn random_guests(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
 }
