@@ -1,6 +1,6 @@
 //! The console on COM1: what the guests print, and what a person types.
 //!
-//! Every guest has a [`text::Text`], which puts its output into lines behind its name; the guest with the focus is
+//! Every guest has a `text::Text`, which puts its output into lines behind its name; the guest with the focus is
 //! shown as it prints, the others line by line. Typed keys go to the guest with the focus, but for commands behind
 //! the escape key. Guests' cores only print; the boot core alone reads keys, carries out commands and keeps the port
 //! busy, in [`chores`].
