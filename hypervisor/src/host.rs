@@ -15,6 +15,7 @@ pub mod interrupts;
 pub mod ioapic;
 pub mod legacy;
 pub mod log;
+pub mod machine_check;
 pub mod memory_map;
 pub mod paging;
 pub mod panic;

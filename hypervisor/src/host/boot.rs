@@ -18,8 +18,8 @@ use super::stacks::{self, Use};
 use super::tables::HandlerStacks;
 use super::trampoline::Trampoline;
 use super::{
-    DEVICES, DIRECT_MAP, apic, cpu, framebuffer, heap, image, ioapic, legacy, log as sinks, panic, power,
-    tables, time,
+    DEVICES, DIRECT_MAP, apic, cpu, framebuffer, heap, image, ioapic, legacy, log as sinks, machine_check,
+    panic, power, tables, time,
 };
 use crate::vmx::enable::{self, Vmx};
 
@@ -144,6 +144,7 @@ extern "C" fn on_own_tables() -> ! {
     check_tables(&tables);
 
     legacy::mask_pics();
+    machine_check::arm();
     // SAFETY: mapped by `build_tables`.
     unsafe { apic::set_up(devices.local_apic) };
     apic::enable();

@@ -10,7 +10,7 @@ use memory::Hpa;
 
 use super::tables::{self, CoreTables, HandlerStacks};
 use super::trampoline::Trampoline;
-use super::{apic, cpu, power, stacks, time};
+use super::{apic, cpu, machine_check, power, stacks, time};
 
 /// Cores that can be used; a machine with more runs on the first ones.
 pub const CORES_MAX: usize = 64;
@@ -328,6 +328,7 @@ fn start(core: &PerCore, page: Hpa) -> bool {
 /// Where the trampoline leads: on our tables and this core's own stack.
 extern "C" fn core_main(core: &'static PerCore) -> ! {
     cpu::set_up();
+    machine_check::arm();
     // SAFETY: once, by this core; its handler stacks were set before it was started.
     unsafe { tables::load(core) };
     apic::enable();

@@ -5,7 +5,7 @@
 //! at that byte and the step that would sleep or enter a guest, it turns the step back.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::{apic, cores, legacy, panic, power};
 use crate::vmx::entry;
@@ -120,12 +120,10 @@ pub fn stub(vector: u8) -> u64 {
 }
 
 const NMI: u64 = 2;
-const MACHINE_CHECK: u64 = 18;
 
 extern "C" fn trap(frame: &mut TrapFrame) {
     match frame.vector {
         NMI => nmi(frame),
-        MACHINE_CHECK => machine_check(frame),
         exception @ 0..32 => panic::exception(frame, name(exception)),
         vector => interrupt(vector as u8),
     }
@@ -149,29 +147,6 @@ fn turn_back(frame: &mut TrapFrame) {
     } else if cores::idle_window().contains(&frame.rip) {
         frame.rip = cores::idle_window().end;
     }
-}
-
-type Hook = fn(&TrapFrame) -> bool;
-
-static MACHINE_CHECK_HOOK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
-
-/// Sets what a machine check in the hypervisor asks first: `true` if it was a guest's and is dealt with, `false`
-/// if the machine must halt. It runs on its own stack and may take no lock.
-pub fn set_machine_check_hook(hook: Hook) {
-    MACHINE_CHECK_HOOK.store(hook as *mut (), Ordering::Release);
-}
-
-fn machine_check(frame: &mut TrapFrame) {
-    let hook = MACHINE_CHECK_HOOK.load(Ordering::Acquire);
-    if !hook.is_null() {
-        // SAFETY: only `set_machine_check_hook` stores here, and only functions of this type.
-        let hook = unsafe { core::mem::transmute::<*mut (), Hook>(hook) };
-        if hook(frame) {
-            cores::this_core().kick.store(1, Ordering::Relaxed);
-            return turn_back(frame);
-        }
-    }
-    panic::exception(frame, name(MACHINE_CHECK))
 }
 
 fn interrupt(vector: u8) {

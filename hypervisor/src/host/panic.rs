@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::interrupts::TrapFrame;
 use super::log::{self, raw};
 use super::stacks::{self, Place};
-use super::{apic, cores, image, power};
+use super::{apic, cores, image, machine_check, power};
 
 /// The exit code of a panic.
 pub const EXIT_CODE: u8 = 101;
@@ -63,10 +63,14 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
 pub(super) fn exception(frame: &TrapFrame, name: &str) -> ! {
     const PAGE_FAULT: u64 = 14;
     const DOUBLE_FAULT: u64 = 8;
+    const MACHINE_CHECK: u64 = 18;
     begin();
     let cr2 = x86_64::registers::control::Cr2::read_raw();
     let core = cores::this_core().index();
     raw(format_args!("umbra: error: {name} in the hypervisor on core {core}, error code {:#x}", frame.error));
+    if frame.vector == MACHINE_CHECK {
+        raw(format_args!("umbra: error: {}: the hardware is at fault", machine_check::examine()));
+    }
     if frame.vector == PAGE_FAULT {
         let access = access(frame.error);
         let null = if cr2 < 4096 { ": a null pointer" } else { "" };

@@ -7,7 +7,7 @@ use machine::cpu::registers::Gpr;
 use machine::manifest::End;
 
 use super::{Leave, Next, Vcpu};
-use crate::host::interrupts;
+use crate::host::{interrupts, machine_check};
 use crate::schedule::Core;
 use crate::vmx::fields;
 use crate::vmx::vmcs::CurrentVmcs;
@@ -119,12 +119,23 @@ impl Vcpu {
                 vmcs,
                 &"a hardware task switch, which Umbra does not emulate: build the kernel without task gates",
             )),
-            ExitReason::INVALID_GUEST_STATE | ExitReason::MSR_LOADING | ExitReason::MACHINE_CHECK_ON_ENTRY => {
+            ExitReason::MACHINE_CHECK_ON_ENTRY => {
+                self.entry.cleared();
+                self.machine_check(core, vmcs)
+            }
+            ExitReason::INVALID_GUEST_STATE | ExitReason::MSR_LOADING => {
                 self.entry.cleared();
                 Next::Leave(self.stop(core, vmcs, &format_args!("its state was refused at entry: {reason}")))
             }
             _ => Next::Leave(self.stop(core, vmcs, &format_args!("an exit nobody handles: {reason}"))),
         }
+    }
+
+    /// The hardware found an error of its own: this guest's end, or everybody's where the core is damaged.
+    fn machine_check(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        let finding = machine_check::examine();
+        assert!(!finding.is_fatal(), "a machine check left core {} unsound: {finding}", core.index);
+        Next::Leave(self.stop(core, vmcs, &format_args!("a machine check while it ran: {finding}")))
     }
 
     /// An exception that exits whatever the guest wants, or an NMI, which is a kick.
@@ -154,7 +165,7 @@ impl Vcpu {
                 }
                 self.fault(core, vmcs, Exception::DEBUG)
             }
-            Vector::MC => Next::Leave(self.stop(core, vmcs, &"a machine check while it ran")),
+            Vector::MC => self.machine_check(core, vmcs),
             vector => {
                 let error_code =
                     info.has_error_code().then(|| vmcs.read(fields::EXIT_INTERRUPTION_ERROR_CODE));
