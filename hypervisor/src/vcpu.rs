@@ -7,6 +7,7 @@ mod fault;
 mod io;
 mod mmio;
 mod msr;
+mod recent;
 mod report;
 mod state;
 
@@ -91,6 +92,8 @@ pub struct Vcpu {
     extended: Extended,
     /// Faults in a row at one place: a guest that makes no progress is stopped (H27).
     pub(crate) stuck: fault::Stuck,
+    /// The emulator's translations.
+    pub(crate) recent: recent::Recent,
     vpid_base: u16,
     loaded: bool,
     /// Exits when the present benchmark operation began.
@@ -150,6 +153,7 @@ impl Vcpu {
             log: ExitLog::default(),
             extended,
             stuck: fault::Stuck::default(),
+            recent: recent::Recent::default(),
             vpid_base,
             loaded: false,
             bench_start: 0,

@@ -128,6 +128,7 @@ impl Vcpu {
 
     /// Finds the root for the present paging and puts it into the VMCS.
     pub(crate) fn load_root(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Result<(), Next> {
+        self.recent.forget();
         loop {
             let host = self.guest.surroundings(core);
             let result = self.guest.mmu.lock().load_root(&host, &mut self.mmu);
@@ -159,6 +160,7 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn invlpg(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         core.writer.count(Event::Invlpg);
+        self.recent.forget();
         let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
         let host = self.guest.surroundings(core);
         self.guest.mmu.lock().invlpg(&host, &self.mmu, gva);
@@ -176,6 +178,7 @@ impl Vcpu {
         if kind > 3 {
             return self.raise(vmcs, Exception::PROTECTION);
         }
+        self.recent.forget();
         core.writer.count(Event::Invlpg);
         let host = self.guest.surroundings(core);
         self.guest.mmu.lock().flush(&host, &self.mmu);

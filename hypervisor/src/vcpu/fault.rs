@@ -70,7 +70,16 @@ impl Vcpu {
         let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
         let code = ErrorCode(vmcs.read(fields::EXIT_INTERRUPTION_ERROR_CODE));
         let access = self.access(vmcs, code);
+        // The mark says that this was no RAM when it was made, and the translation that it is none now.
+        let is_device = |gfn| code.has(ErrorCode::RESERVED) && self.guest.ram.slots.pfn(gfn).is_none();
+        if self.recent.find(gva, access).is_some_and(is_device) {
+            return self.marked(core, vmcs);
+        }
         let found = match walk::walk(&self.mmu.paging, &self.guest.ram, gva, access) {
+            Ok(found) if is_device(found.gfn) => {
+                self.recent.note(gva, access, found.gfn);
+                return self.marked(core, vmcs);
+            }
             Ok(found) => found,
             Err(fault) => {
                 core.writer.count(Event::FaultGuest);
@@ -108,6 +117,14 @@ impl Vcpu {
         }
     }
 
+    /// An access to device memory, known by its mark.
+    fn marked(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        core.writer.count(Event::FaultShadow);
+        core.writer.count(Event::Mmio);
+        core.writer.count(Event::MmioMarked);
+        self.emulate_access(core, vmcs)
+    }
+
     /// The access cannot go through the shadow: its instruction is carried out by the emulator.
     fn emulate_access(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         if self.event.is_some() {
@@ -128,8 +145,14 @@ impl Vcpu {
     /// The guest's page fault.
     pub(crate) fn translate(&self, gva: Gva, kind: Kind, user: bool, alignment_check: bool) -> Result<Gpa, Exception> {
         let access = Access { kind, user, smap_overridden: !user && alignment_check };
+        if let Some(gfn) = self.recent.find(gva, access) {
+            return Ok(Gpa(gfn.address().0 | gva.offset()));
+        }
         match walk::walk(&self.mmu.paging, &self.guest.ram, gva, access) {
-            Ok(found) => Ok(Gpa(found.gfn.address().0 | gva.offset())),
+            Ok(found) => {
+                self.recent.note(gva, access, found.gfn);
+                Ok(Gpa(found.gfn.address().0 | gva.offset()))
+            }
             Err(fault) => Err(Exception::page_fault(fault.code.0, fault.address.0)),
         }
     }

@@ -102,9 +102,10 @@ impl Vcpu {
         let Some(io) = io else {
             return Next::Leave(self.stop(core, vmcs, &"a string port instruction that could not be read"));
         };
-        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done };
+        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false };
         let outcome = string_io(&mut view, &io);
         let device = view.outcome;
+        self.attend();
         match self.after_emulation(core, vmcs, outcome) {
             Next::Resume => self.after_port_write(device),
             leave => leave,

@@ -21,6 +21,8 @@ pub(super) struct View<'a> {
     pub core: &'a Core,
     /// What a port write led to.
     pub outcome: DeviceOutcome,
+    /// A device was written to: it may want something now.
+    pub wrote_device: bool,
 }
 
 fn vmcs_segment(name: SegmentName) -> VmcsSegment {
@@ -121,6 +123,7 @@ impl Bus for View<'_> {
         }
         let guest = &self.vcpu.guest;
         let now_ns = guest.now_ns();
+        self.wrote_device = true;
         // A write that nobody takes is lost, as on a bus.
         let _ = guest.devices.lock().mmio_write(self.vcpu.index, gpa, device_width(width), value, now_ns);
         Ok(())
@@ -179,15 +182,16 @@ impl Vcpu {
     pub(crate) fn emulate(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         let mut bytes = [0; INSTRUCTION_BYTES_MAX];
         let count = self.instruction_bytes(vmcs, &mut bytes);
-        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done };
+        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false };
         let outcome = emulate::emulate(&mut view, &bytes[..count]);
+        if view.wrote_device {
+            self.attend();
+        }
         self.after_emulation(core, vmcs, outcome)
     }
 
     /// What an emulated instruction leaves to be done.
     pub(super) fn after_emulation(&mut self, core: &Core, vmcs: &CurrentVmcs, outcome: Outcome) -> Next {
-        // Device state may have changed under it.
-        self.attend();
         match outcome {
             Outcome::Done | Outcome::Continue => {
                 self.instruction_done(vmcs);
