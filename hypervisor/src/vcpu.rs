@@ -109,7 +109,12 @@ fn vpid_base(guest: &Guest, index: usize) -> u16 {
 
 impl Vcpu {
     /// Makes a vCPU that will start as `start` says. To be called on the core that will run it.
-    pub fn new(host: &'static Host, guest: Arc<Guest>, index: usize, start: &EntryState) -> Option<Box<Vcpu>> {
+    pub fn new(
+        host: &'static Host,
+        guest: Arc<Guest>,
+        index: usize,
+        start: &EntryState,
+    ) -> Option<Box<Vcpu>> {
         let extended = Extended::new()?;
         let Some(frame) = frames::allocator().alloc(0, Owner::Hypervisor, memory::Claim::Begun) else {
             extended.dispose(0);
@@ -142,7 +147,13 @@ impl Vcpu {
             mmu: VcpuMmu::new(index as u8),
             control,
             msrs,
-            cpuid_state: Dynamic { apic_id: index as u32, apic_enabled: true, osxsave: false, xcr0: 1, xss: 0 },
+            cpuid_state: Dynamic {
+                apic_id: index as u32,
+                apic_enabled: true,
+                osxsave: false,
+                xcr0: 1,
+                xss: 0,
+            },
             event: None,
             postponed: None,
             nmi: false,
@@ -243,10 +254,10 @@ impl Vcpu {
         loop {
             // One comparison finds what waits for a look, what is due in the devices, and the end of the slice.
             let now = time::tsc();
-            if now >= self.due_tsc {
-                if let Next::Leave(leave) = self.overdue(core, &vmcs, now, slice_end_tsc) {
-                    return leave;
-                }
+            if now >= self.due_tsc
+                && let Next::Leave(leave) = self.overdue(core, &vmcs, now, slice_end_tsc)
+            {
+                return leave;
             }
             match self.enter(core, &vmcs, now) {
                 EntryOutcome::Exited => {
@@ -345,7 +356,12 @@ impl Vcpu {
         }
         if let Some(port) = devices.take_unclaimed_port() {
             core.writer.count(Event::PortUnclaimed);
-            log::info!("guest {}: first access ({:?}) to port {:#x}, which no device has: it reads all-ones", self.guest.name(), port.access, port.port);
+            log::info!(
+                "guest {}: first access ({:?}) to port {:#x}, which no device has: it reads all-ones",
+                self.guest.name(),
+                port.access,
+                port.port
+            );
         }
         devices.next_deadline_ns(self.index).map(|ns| self.guest.tsc_at(ns))
     }

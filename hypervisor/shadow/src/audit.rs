@@ -115,7 +115,8 @@ impl Mmu {
             return Ok(());
         }
         let paging = self.paging_of(role);
-        let gpte = walk::load_entry(&paging, host.guest(), self.pages[id].gfn, Self::guest_index(role, index));
+        let gpte =
+            walk::load_entry(&paging, host.guest(), self.pages[id].gfn, Self::guest_index(role, index));
         let justified = [gpte, gpte | bits::D, gpte & !bits::D].iter().any(|&gpte| {
             let (gfn, role) = self.child_of(id, index, gpte);
             child.is_some_and(|child| self.pages[child].gfn == gfn && self.pages[child].role == role)
@@ -188,7 +189,8 @@ impl Mmu {
         }
         // In sync: the guest's entry must justify it.
         let paging = self.paging_of(role);
-        let gpte = walk::load_entry(&paging, host.guest(), self.pages[id].gfn, Self::guest_index(role, index));
+        let gpte =
+            walk::load_entry(&paging, host.guest(), self.pages[id].gfn, Self::guest_index(role, index));
         let rights = role.rights().and(Rights::of_entry(gpte));
         // With CR0.WP = 0 a supervisor page may be writable beyond its entries (see `fill`).
         let beyond = !paging.wp && raw & bits::U == 0;

@@ -40,14 +40,7 @@ impl Mmu {
     }
 
     /// Makes the translation of `gva` for `access`, which `walk` found permitted.
-    pub fn fill<H: Host>(
-        &mut self,
-        host: &H,
-        cpu: &VcpuMmu,
-        gva: Gva,
-        access: Access,
-        walk: &Walk,
-    ) -> Fill {
+    pub fn fill<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva, access: Access, walk: &Walk) -> Fill {
         let Some(root) = cpu.root.filter(|_| self.is_ready()) else {
             return Fill::Short;
         };
@@ -187,8 +180,7 @@ impl Mmu {
         };
         (walk.level..=top).all(|level| {
             let index = cpu.paging.guest_index(level, gva);
-            let now =
-                walk::load_entry(&cpu.paging, host.guest(), walk.tables[usize::from(level)], index);
+            let now = walk::load_entry(&cpu.paging, host.guest(), walk.tables[usize::from(level)], index);
             let then = walk.entries[usize::from(level)];
             // A and D may have been set meanwhile, but not cleared; D counts in the leaf alone.
             let cleared = then & !now & if level == walk.level { bits::A | bits::D } else { bits::A };
@@ -244,8 +236,7 @@ impl Mmu {
             let (target, mut rights) = if role.is_direct() {
                 (Gfn(gfn.0 + index as u64), role.rights())
             } else {
-                let gpte =
-                    walk::load_entry(&paging, host.guest(), gfn, Self::guest_index(role, index));
+                let gpte = walk::load_entry(&paging, host.guest(), gfn, Self::guest_index(role, index));
                 if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & paging.reserved(1, gpte) != 0 {
                     continue;
                 }
@@ -253,8 +244,7 @@ impl Mmu {
                 let clean = gpte & bits::D == 0;
                 (paging.leaf_gfn(1, gpte), if clean { rights.without(Rights::WRITE) } else { rights })
             };
-            let (Some(guest_page), Some(pfn)) = (host.slots().index(target), host.slots().pfn(target))
-            else {
+            let (Some(guest_page), Some(pfn)) = (host.slots().index(target), host.slots().pfn(target)) else {
                 continue;
             };
             if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {

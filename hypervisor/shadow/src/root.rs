@@ -98,8 +98,12 @@ impl VcpuMmu {
         let slot = match self.tags.get(usize::from(hint)) {
             Some(tag) if tag.serial == serial => usize::from(hint),
             _ => {
-                let (slot, tag) =
-                    self.tags.iter_mut().enumerate().min_by_key(|(_, tag)| tag.used).unwrap_or_else(|| unreachable!());
+                let (slot, tag) = self
+                    .tags
+                    .iter_mut()
+                    .enumerate()
+                    .min_by_key(|(_, tag)| tag.used)
+                    .unwrap_or_else(|| unreachable!());
                 *tag = Tag { serial, ..Tag::default() };
                 slot
             }

@@ -15,9 +15,9 @@ use machine::manifest::{End, OnEnd, Package};
 use memory::Event;
 use spin::Once;
 
+use super::Guest;
 use super::account;
 use super::budget;
-use super::Guest;
 use super::registry::{self, Last, Line, Phase};
 use super::start;
 use crate::console;
@@ -168,7 +168,12 @@ pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
     let (place, name, exits, ticks) = {
         let guest = vcpu.guest();
         console::finish(guest);
-        (guest.id.index(), guest.config.name.clone(), vcpu.exits(), time::tsc().saturating_sub(guest.start_tsc()))
+        (
+            guest.id.index(),
+            guest.config.name.clone(),
+            vcpu.exits(),
+            time::tsc().saturating_sub(guest.start_tsc()),
+        )
     };
     let guest = registry::with(|lines| {
         lines[place].phase = Phase::Ending;

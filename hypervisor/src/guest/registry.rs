@@ -90,5 +90,9 @@ pub fn largest_excess(floor_frames: u64, without: u64) -> Option<Arc<Guest>> {
         let kept = guest.guarantee_frames.max(floor_frames);
         guest.shadow_frames.load(Ordering::Relaxed).saturating_sub(kept)
     };
-    running.filter(|guest| without >> (guest.id.index() % 64) & 1 == 0).max_by_key(|guest| excess(guest)).filter(|guest| excess(guest) > 0).cloned()
+    running
+        .filter(|guest| without >> (guest.id.index() % 64) & 1 == 0)
+        .max_by_key(|guest| excess(guest))
+        .filter(|guest| excess(guest) > 0)
+        .cloned()
 }

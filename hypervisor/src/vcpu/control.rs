@@ -1,6 +1,8 @@
 //! Control registers: what follows from the guest's changes for the hardware and for the shadow MMU.
 
-use machine::cpu::control::{self as rules, Change, ControlState, Cr0, Cr4, Efer, Effects, Paging as GuestPaging};
+use machine::cpu::control::{
+    self as rules, Change, ControlState, Cr0, Cr4, Efer, Effects, Paging as GuestPaging,
+};
 use machine::cpu::event::Exception;
 use machine::cpu::registers::{CodeSize, SegmentName, SegmentState};
 use memory::{Event, Gva};
@@ -66,7 +68,8 @@ impl Vcpu {
                 Err(_) => return self.raise(vmcs, Exception::PROTECTION),
             }
         }
-        let only_cr3 = state.cr0 == self.control.cr0 && state.cr4 == self.control.cr4 && state.efer == self.control.efer;
+        let only_cr3 =
+            state.cr0 == self.control.cr0 && state.cr4 == self.control.cr4 && state.efer == self.control.efer;
         self.control = state;
         if !only_cr3 {
             self.write_control_registers(vmcs);
@@ -74,7 +77,11 @@ impl Vcpu {
                 self.cpuid_state.osxsave = state.cr4.contains(Cr4::OSXSAVE);
             }
         }
-        let flushes = Effects::ROLE | Effects::FLUSH_ALL | Effects::FLUSH_NON_GLOBAL | Effects::LOAD_PDPTES | Effects::LONG_MODE;
+        let flushes = Effects::ROLE
+            | Effects::FLUSH_ALL
+            | Effects::FLUSH_NON_GLOBAL
+            | Effects::LOAD_PDPTES
+            | Effects::LONG_MODE;
         if effects.intersects(flushes) || only_cr3 {
             self.refresh_paging();
             if let Err(next) = self.load_root(core, vmcs) {
@@ -171,9 +178,8 @@ impl Vcpu {
     /// INVPCID: every type flushes at least what it should; PCIDs are not offered, so there is one context.
     #[inline(never)]
     pub(crate) fn invpcid(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
-        let kind_register = machine::cpu::registers::Gpr::from_number(
-            (vmcs.read(fields::EXIT_INSTRUCTION_INFO) >> 28) as u8,
-        );
+        let kind_register =
+            machine::cpu::registers::Gpr::from_number((vmcs.read(fields::EXIT_INSTRUCTION_INFO) >> 28) as u8);
         let kind = self.register(vmcs, kind_register);
         if kind > 3 {
             return self.raise(vmcs, Exception::PROTECTION);

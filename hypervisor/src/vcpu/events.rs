@@ -127,7 +127,11 @@ impl Vcpu {
             }
             requests
         };
-        if !requests.contains(Requests::INTERRUPT) && self.event.is_none() && !self.nmi && self.postponed.is_none() {
+        if !requests.contains(Requests::INTERRUPT)
+            && self.event.is_none()
+            && !self.nmi
+            && self.postponed.is_none()
+        {
             self.set_windows(vmcs, false, false);
             return false;
         }

@@ -1,8 +1,12 @@
 //! The one exit dispatch.
 
 use machine::cpu::control::{ControlState, check_cr8};
-use machine::cpu::event::{Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector};
-use machine::cpu::exit::{CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType};
+use machine::cpu::event::{
+    Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector,
+};
+use machine::cpu::exit::{
+    CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType,
+};
 use machine::cpu::registers::Gpr;
 use machine::manifest::End;
 
@@ -26,9 +30,7 @@ impl Vcpu {
             ExitReason::IO => self.port(core, vmcs),
             ExitReason::RDMSR => self.read_msr(core, vmcs),
             ExitReason::WRMSR => self.write_msr(core, vmcs),
-            ExitReason::PREEMPTION_TIMER
-            | ExitReason::NMI_WINDOW
-            | ExitReason::INTERRUPT_WINDOW => {
+            ExitReason::PREEMPTION_TIMER | ExitReason::NMI_WINDOW | ExitReason::INTERRUPT_WINDOW => {
                 self.attend();
                 Next::Resume
             }

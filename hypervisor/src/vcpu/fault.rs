@@ -92,7 +92,9 @@ impl Vcpu {
             return Next::Leave(self.stop(
                 core,
                 vmcs,
-                &format_args!("no progress: its accesses to {gva} and near it faulted {STUCK_AFTER} times in a row"),
+                &format_args!(
+                    "no progress: its accesses to {gva} and near it faulted {STUCK_AFTER} times in a row"
+                ),
             ));
         }
         loop {
@@ -143,7 +145,13 @@ impl Vcpu {
     ///
     /// # Errors
     /// The guest's page fault.
-    pub(crate) fn translate(&self, gva: Gva, kind: Kind, user: bool, alignment_check: bool) -> Result<Gpa, Exception> {
+    pub(crate) fn translate(
+        &self,
+        gva: Gva,
+        kind: Kind,
+        user: bool,
+        alignment_check: bool,
+    ) -> Result<Gpa, Exception> {
         let access = Access { kind, user, smap_overridden: !user && alignment_check };
         if let Some(gfn) = self.recent.find(gva, access) {
             return Ok(Gpa(gfn.address().0 | gva.offset()));

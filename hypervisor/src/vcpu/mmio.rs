@@ -158,7 +158,11 @@ impl Bus for View<'_> {
 
 impl Vcpu {
     /// The instruction's bytes, as far as they can be fetched.
-    pub(super) fn instruction_bytes(&self, vmcs: &CurrentVmcs, bytes: &mut [u8; INSTRUCTION_BYTES_MAX]) -> usize {
+    pub(super) fn instruction_bytes(
+        &self,
+        vmcs: &CurrentVmcs,
+        bytes: &mut [u8; INSTRUCTION_BYTES_MAX],
+    ) -> usize {
         let base = match self.code_size(vmcs) {
             CodeSize::Bits64 => 0,
             _ => vmcs.read(fields::GUEST_CS_BASE),

@@ -51,7 +51,9 @@ fn write_msr(index: u32, value: u64) {
 
 fn xsetbv(value: u64) {
     // SAFETY: the value is one that XSETBV takes, and the hypervisor uses no extended registers.
-    unsafe { asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) }
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+    }
 }
 
 impl Extended {
@@ -65,7 +67,15 @@ impl Extended {
         // SAFETY: aligned, inside the frame.
         unsafe { mxcsr.cast::<u32>().write(MXCSR.1) };
         let xsave = raw_cpuid::CpuId::new().get_feature_info().is_some_and(|info| info.has_xsave());
-        Some(Extended { area, debug: [0; 4], dr6: DR6_RESET, cr2: 0, msrs: [0; 6], syscall_enable: false, xsave })
+        Some(Extended {
+            area,
+            debug: [0; 4],
+            dr6: DR6_RESET,
+            cr2: 0,
+            msrs: [0; 6],
+            syscall_enable: false,
+            xsave,
+        })
     }
 
     /// Gives the save area back.
@@ -94,7 +104,9 @@ impl Extended {
             xsetbv(all);
             // SAFETY: the area is 64-byte aligned, as large as the components in `all` take, and holds what XSAVE
             // wrote or the initial zeroes.
-            unsafe { asm!("xrstor64 [{}]", in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack)) };
+            unsafe {
+                asm!("xrstor64 [{}]", in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack))
+            };
             xsetbv(control.xcr0);
         } else {
             // SAFETY: the area is aligned and holds what FXSAVE wrote or the initial zeroes.
@@ -116,7 +128,9 @@ impl Extended {
             let all = model.control.xcr0_allowed | 1;
             xsetbv(all);
             // SAFETY: the area is 64-byte aligned and as large as the components in `all` take.
-            unsafe { asm!("xsave64 [{}]", in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack)) };
+            unsafe {
+                asm!("xsave64 [{}]", in(reg) area, in("eax") all as u32, in("edx") (all >> 32) as u32, options(nostack))
+            };
         } else {
             // SAFETY: the area is aligned, 512 bytes and more.
             unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
@@ -179,16 +193,21 @@ impl Extended {
     }
 }
 
+/// Writes one of DR0 to DR3 or, for any other number, DR6. DR7 is 400h while the hypervisor runs (every exit sets it
+/// so): no breakpoint is on.
 fn write_dr(number: u8, value: u64) {
-    // SAFETY: DR7 is 400h while the hypervisor runs (every exit sets it so): no breakpoint is on.
-    unsafe {
-        match number {
-            0 => asm!("mov dr0, {}", in(reg) value, options(nomem, nostack)),
-            1 => asm!("mov dr1, {}", in(reg) value, options(nomem, nostack)),
-            2 => asm!("mov dr2, {}", in(reg) value, options(nomem, nostack)),
-            3 => asm!("mov dr3, {}", in(reg) value, options(nomem, nostack)),
-            _ => asm!("mov dr6, {}", in(reg) value, options(nomem, nostack)),
-        }
+    macro_rules! write_to {
+        ($register:literal) => {
+            // SAFETY: no breakpoint is on, and the hypervisor uses no debug register.
+            unsafe { asm!(concat!("mov ", $register, ", {}"), in(reg) value, options(nomem, nostack)) }
+        };
+    }
+    match number {
+        0 => write_to!("dr0"),
+        1 => write_to!("dr1"),
+        2 => write_to!("dr2"),
+        3 => write_to!("dr3"),
+        _ => write_to!("dr6"),
     }
 }
 
