@@ -267,7 +267,6 @@ impl Vcpu {
                 }
                 EntryOutcome::Aborted => {
                     core.writer.count(Event::EntryAborted);
-                    self.take_back_event(&vmcs);
                     self.attend();
                 }
                 EntryOutcome::Failed(error) => {
@@ -321,6 +320,7 @@ impl Vcpu {
     #[inline(never)]
     fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, slice_end_tsc: u64) -> Next {
         core.per_core.kick.store(0, Ordering::Release);
+        self.take_back_event(vmcs);
         if self.guest.stop_requested.load(Ordering::Acquire) {
             return Next::Leave(Leave::Ended(End::Stopped));
         }

@@ -35,6 +35,17 @@ pub trait GuestMemory {
     /// [`Unbacked`] if it is no RAM.
     fn load_u64(&self, gpa: Gpa) -> Result<u64, Unbacked>;
 
+    /// Reads consecutive aligned 8-byte words that lie in one page.
+    ///
+    /// # Errors
+    /// [`Unbacked`] if they are no RAM; `words` is then unspecified.
+    fn load_words(&self, gpa: Gpa, words: &mut [u64]) -> Result<(), Unbacked> {
+        for (word, address) in words.iter_mut().zip((gpa.0..).step_by(8)) {
+            *word = self.load_u64(Gpa(address))?;
+        }
+        Ok(())
+    }
+
     /// Replaces an aligned 4-byte word if it still holds `old`: `Ok(true)` if it did. A locked access.
     ///
     /// # Errors

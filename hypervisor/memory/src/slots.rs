@@ -148,6 +148,16 @@ impl Slots {
         (position < self.blocks.len()).then_some(index)
     }
 
+    /// Number and host page of `gfn` in one: [`Slots::index`] and [`Slots::pfn`].
+    #[inline]
+    #[must_use]
+    pub fn page(&self, gfn: Gfn) -> Option<(usize, Pfn)> {
+        let position = self.position(gfn);
+        let base = self.blocks.get(position)?;
+        let within = gfn.0 % BLOCK_PAGES;
+        Some(((position << BLOCK_SHIFT) | within as usize, Pfn(base.0 | within)))
+    }
+
     /// The page with number `index`: the inverse of [`Slots::index`].
     #[inline]
     #[must_use]

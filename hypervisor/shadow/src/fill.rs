@@ -1,12 +1,13 @@
 //! The reaction to a page fault that is not the guest's own: make the translation that it asks for.
 
-use memory::{BLOCK_PAGES, Gfn, Gpa, Gva, TableMemory};
+use memory::{BLOCK_PAGES, Gfn, Gpa, GuestMemory, Gva, TableMemory};
 
 use crate::host::Host;
 use crate::link::NIL;
 use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION};
 use crate::pages::PageId;
-use crate::paging::{Mode, Rights, bits};
+use crate::paging::{Mode, Paging, Rights, bits};
+use crate::role::Role;
 use crate::root::VcpuMmu;
 use crate::spte;
 use crate::walk::{self, Access, Kind, Walk};
@@ -44,7 +45,8 @@ impl Mmu {
         let Some(root) = cpu.root.filter(|_| self.is_ready()) else {
             return Fill::Short;
         };
-        let guest_page = host.slots().index(walk.gfn);
+        let backing = host.slots().page(walk.gfn);
+        let guest_page = backing.map(|(index, _)| index);
         if guest_page.is_none() && !self.config.mark_mmio {
             return Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()));
         }
@@ -114,7 +116,7 @@ impl Mmu {
                         rights = rights.without(Rights::WRITE);
                     }
                 }
-                if let Some(pfn) = host.slots().pfn(walk.gfn) {
+                if let Some((_, pfn)) = backing {
                     self.set_leaf(host, page, index, guest_page, spte::leaf(pfn, 1, rights));
                 }
                 self.prefill(host, page, index);
@@ -141,7 +143,7 @@ impl Mmu {
         let mut level = self.pages[page].role.level();
         while level > target {
             let index = shadow_index(level, gva);
-            let (gfn, role) = self.child_of(page, index, walk.entries[usize::from(level)]);
+            let (gfn, role) = self.next_down(page, index, level, walk);
             let found = self.find(host, gfn, role);
             let child = match found {
                 Some(child) => child,
@@ -167,6 +169,18 @@ impl Mmu {
             }
         }
         Some((page, target))
+    }
+
+    /// Which table spte `index` of `page` at `level` must point to on the way of `walk`: what [`Mmu::child_of`]
+    /// says, without looking at the guest's entry again where the walk has followed it.
+    fn next_down(&self, page: PageId, index: usize, level: u8, walk: &Walk) -> (Gfn, Role) {
+        let role = self.pages[page].role;
+        if !Self::has_entry(role) || level <= walk.level {
+            return self.child_of(page, index, walk.entries[usize::from(level)]);
+        }
+        let below = usize::from(level) - 1;
+        let quadrant = if role.mode() == Mode::TwoLevel { index as u32 & 1 } else { 0 };
+        (walk.tables[below], role.child(walk.inherited[below]).with_quadrant(quadrant))
     }
 
     /// Whether every guest entry that `walk` used still says the same, A and D apart. Asked after the tables
@@ -226,34 +240,73 @@ impl Mmu {
     fn prefill<H: Host>(&mut self, host: &H, id: PageId, at: usize) {
         let page = &self.pages[id];
         let (role, gfn, present) = (page.role, page.gfn, page.present);
-        let group = if role.is_direct() { PREFILL_DIRECT } else { PREFILL };
-        let first = at & !(group - 1);
+        if role.is_direct() {
+            let first = at & !(PREFILL_DIRECT - 1);
+            let absent = !(present[first >> 6] >> (first & 63)) & ((1 << PREFILL_DIRECT) - 1);
+            for index in each_bit(absent).map(|bit| first + bit) {
+                self.prefill_one(host, id, index, Gfn(gfn.0 + index as u64), role.rights());
+            }
+            return;
+        }
+        let first = at & !(PREFILL - 1);
+        let absent = !(present[first >> 6] >> (first & 63)) & ((1 << PREFILL) - 1);
         let paging = self.paging_of(role);
-        for index in first..first + group {
-            if index == at || present[index >> 6] >> (index & 63) & 1 != 0 {
+        let reserved = paging.reserved(1, 0);
+        let mut gptes = [0; PREFILL];
+        if !load_entries(&paging, host.guest(), gfn, Self::guest_index(role, first), &mut gptes) {
+            return;
+        }
+        for bit in each_bit(absent) {
+            let gpte = gptes[bit];
+            if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & reserved != 0 {
                 continue;
             }
-            let (target, mut rights) = if role.is_direct() {
-                (Gfn(gfn.0 + index as u64), role.rights())
-            } else {
-                let gpte = walk::load_entry(&paging, host.guest(), gfn, Self::guest_index(role, index));
-                if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & paging.reserved(1, gpte) != 0 {
-                    continue;
-                }
-                let rights = role.rights().and(Rights::of_entry(gpte));
-                let clean = gpte & bits::D == 0;
-                (paging.leaf_gfn(1, gpte), if clean { rights.without(Rights::WRITE) } else { rights })
-            };
-            let (Some(guest_page), Some(pfn)) = (host.slots().index(target), host.slots().pfn(target)) else {
-                continue;
-            };
-            if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
+            let mut rights = role.rights().and(Rights::of_entry(gpte));
+            if gpte & bits::D == 0 {
                 rights = rights.without(Rights::WRITE);
             }
-            self.set_leaf(host, id, index, guest_page, spte::leaf(pfn, 1, rights));
-            self.stats.prefills += 1;
+            self.prefill_one(host, id, first + bit, paging.leaf_gfn(1, gpte), rights);
         }
     }
+
+    /// Maps `target` by the empty spte `index`, with `rights` as far as its page may be written.
+    fn prefill_one<H: Host>(&mut self, host: &H, id: PageId, index: usize, target: Gfn, rights: Rights) {
+        let Some((guest_page, pfn)) = host.slots().page(target) else { return };
+        let blocked = rights.has(Rights::WRITE) && self.is_tracked(guest_page);
+        let rights = if blocked { rights.without(Rights::WRITE) } else { rights };
+        self.add_leaf(host, id, index, guest_page, spte::leaf(pfn, 1, rights));
+        self.stats.prefills += 1;
+    }
+}
+
+/// The numbers of the bits that are set, ascending.
+fn each_bit(mut set: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
+}
+
+/// Reads a group of entries of the guest table `table`, from entry `first` on; false if they are no RAM.
+fn load_entries<G: GuestMemory>(
+    paging: &Paging,
+    guest: &G,
+    table: Gfn,
+    first: u64,
+    entries: &mut [u64; PREFILL],
+) -> bool {
+    let address = paging.entry_address(table, first);
+    if paging.mode != Mode::TwoLevel {
+        return guest.load_words(address, entries).is_ok();
+    }
+    let mut pairs = [0; PREFILL / 2];
+    let loaded = guest.load_words(address, &mut pairs).is_ok();
+    for (two, pair) in entries.chunks_exact_mut(2).zip(pairs) {
+        two[0] = pair & 0xffff_ffff;
+        two[1] = pair >> 32;
+    }
+    loaded
 }
 
 /// The index of the spte for `gva` at shadow level `level`.

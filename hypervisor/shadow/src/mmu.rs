@@ -367,7 +367,20 @@ impl Mmu {
         if old != EMPTY {
             self.clear(host, page, index);
         }
-        let head = if level == 1 {
+        self.add_leaf(host, page, index, guest_page, new);
+    }
+
+    /// The same where the spte is empty.
+    pub(crate) fn add_leaf<H: Host>(
+        &mut self,
+        host: &H,
+        page: PageId,
+        index: usize,
+        guest_page: usize,
+        new: u64,
+    ) {
+        let table = self.pages[page].table;
+        let head = if self.pages[page].role.level() == 1 {
             Head::Page(guest_page as u32)
         } else {
             Head::Block((guest_page / BLOCK_PAGES as usize) as u32)

@@ -41,7 +41,7 @@ impl Mmu {
 
     /// The guest flushed the translation of `gva` (INVLPG): looks again at every entry on its path.
     pub fn invlpg<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva) {
-        let Some(mut page) = cpu.root else { return };
+        let Some(page) = cpu.root else { return };
         if self.unsync.is_empty() {
             return; // every shadow page says what the guest's tables say
         }
@@ -49,29 +49,20 @@ impl Mmu {
         if self.unsync_upper > 0 {
             self.sync_upper(host, page);
         }
-        loop {
-            let role = self.pages[page].role;
-            let level = role.level();
-            let index = shadow_index(level, gva);
-            if self.pages[page].is_unsync() {
-                self.reconcile(host, page, index);
-            }
-            let raw = host.tables().load(self.pages[page].table, index);
-            let Spte::Table(table) = spte::decode(level, raw) else { break };
-            let gpte = if Self::has_entry(role) {
-                let paging = self.paging_of(role);
-                walk::load_entry(&paging, host.guest(), self.pages[page].gfn, Self::guest_index(role, index))
-            } else {
-                cpu.paging.pdptes[index & 3]
+        // The upper tables are in sync now: the sptes lead to the leaf table that the guest's entries lead to.
+        let mut table = self.pages[page].table;
+        let mut level = self.pages[page].role.level();
+        while level > 1 {
+            let Spte::Table(next) = spte::decode(level, host.tables().load(table, shadow_index(level, gva))) else {
+                break;
             };
-            let (gfn, child_role) = self.child_of(page, index, gpte);
-            match self.find(host, gfn, child_role) {
-                Some(child) if self.pages[child].table == table => page = child,
-                _ => {
-                    self.clear(host, page, index);
-                    break;
-                }
-            }
+            table = next;
+            level -= 1;
+        }
+        if level == 1
+            && let Some(&leaf) = self.unsync.iter().find(|&&id| self.pages[id].table == table)
+        {
+            self.reconcile(host, leaf, shadow_index(1, gva));
         }
         self.publish(host);
     }

@@ -88,6 +88,19 @@ impl GuestMemory for GuestRam {
     }
 
     #[inline]
+    fn load_words(&self, gpa: Gpa, words: &mut [u64]) -> Result<(), Unbacked> {
+        let first = self.word_u64(gpa)?;
+        let room = ((PAGE_SIZE - gpa.offset()) / 8) as usize;
+        for (i, word) in words.iter_mut().enumerate().take(room) {
+            // SAFETY: `i` is below the number of words to the end of the page.
+            let source = unsafe { core::ptr::from_ref(first).add(i) };
+            // SAFETY: aligned, inside one page of this guest's RAM, which is mapped while the guest lives.
+            *word = unsafe { &*source }.load(Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    #[inline]
     fn compare_exchange_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<bool, Unbacked> {
         Ok(self.word_u32(gpa)?.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }

@@ -45,13 +45,17 @@ impl Vcpu {
     pub(crate) fn fault(&mut self, core: &Core, vmcs: &CurrentVmcs, exception: Exception) -> Next {
         match combine(self.event.take(), exception) {
             Delivery::Inject { event, postponed } => {
-                self.event = Some(event);
                 match postponed {
                     Some(postponed) if postponed.kind == InterruptionType::Nmi => self.nmi = true,
                     Some(postponed) => self.postponed = Some(postponed),
                     None => {}
                 }
-                self.attend();
+                if postponed.is_some() {
+                    self.attend();
+                }
+                // Nothing comes before it: it goes in without a look at what else waits.
+                let state = Interruptibility::from_bits_retain(vmcs.read(fields::GUEST_INTERRUPTIBILITY));
+                inject(core, vmcs, &event, state);
                 Next::Resume
             }
             Delivery::TripleFault => Next::Leave(self.stop(
@@ -100,8 +104,9 @@ impl Vcpu {
         self.attend();
     }
 
-    /// An entry that was given up has not delivered what it was to inject: that comes first in the next one.
-    #[cold]
+    /// What was to be injected and has not been, because the entry was given up or not made, comes first in the
+    /// next one.
+    #[inline]
     pub(crate) fn take_back_event(&mut self, vmcs: &CurrentVmcs) {
         let info = InterruptionInfo(vmcs.read(fields::ENTRY_INTERRUPTION_INFO));
         if info.valid() {
