@@ -176,11 +176,11 @@ impl Mmu {
     fn next_down(&self, page: PageId, index: usize, level: u8, walk: &Walk) -> (Gfn, Role) {
         let role = self.pages[page].role;
         if !Self::has_entry(role) || level <= walk.level {
-            return self.child_of(page, index, walk.entries[usize::from(level)]);
+            return self.child_of(page, index, walk.entry(level));
         }
-        let below = usize::from(level) - 1;
         let quadrant = if role.mode() == Mode::TwoLevel { index as u32 & 1 } else { 0 };
-        (walk.tables[below], role.child(walk.inherited[below]).with_quadrant(quadrant))
+        let gfn = self.paging_of(role).table_gfn(walk.entry(level));
+        (gfn, role.child(walk.inherited(level - 1)).with_quadrant(quadrant))
     }
 
     /// Whether every guest entry that `walk` used still says the same, A and D apart. Asked after the tables
@@ -194,8 +194,13 @@ impl Mmu {
         };
         (walk.level..=top).all(|level| {
             let index = cpu.paging.guest_index(level, gva);
-            let now = walk::load_entry(&cpu.paging, host.guest(), walk.tables[usize::from(level)], index);
-            let then = walk.entries[usize::from(level)];
+            let table = if level == top && cpu.paging.mode != Mode::Pae {
+                cpu.paging.root_gfn()
+            } else {
+                cpu.paging.table_gfn(walk.entry(level + 1))
+            };
+            let now = walk::load_entry(&cpu.paging, host.guest(), table, index);
+            let then = walk.entry(level);
             // A and D may have been set meanwhile, but not cleared; D counts in the leaf alone.
             let cleared = then & !now & if level == walk.level { bits::A | bits::D } else { bits::A };
             (now ^ then) & !(bits::A | bits::D) == 0 && cleared == 0

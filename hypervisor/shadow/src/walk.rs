@@ -84,12 +84,30 @@ pub struct Walk {
     pub rights: Rights,
     /// The leaf's D bit, after the walk.
     pub dirty: bool,
-    /// `tables[l]`: the guest's table at level `l`.
-    pub tables: [Gfn; 6],
-    /// `entries[l]`: the entry used at level `l`, as it stands after the walk.
-    pub entries: [u64; 6],
-    /// `inherited[l]`: what the entries above level `l` permit: the rights of the role of that table.
-    pub inherited: [Rights; 6],
+    /// The entry used at level `l`, as it stands after the walk, in `entries[l - 1]`: see [`Walk::entry`]. (A small
+    /// struct: it is handed from the walk, which takes no lock, to the fill, which does.)
+    entries: [u64; LEVELS],
+    /// What the entries above level `l` permit, in `inherited[l - 1]`.
+    inherited: [Rights; LEVELS],
+}
+
+/// Levels of the deepest paging mode.
+const LEVELS: usize = 5;
+
+impl Walk {
+    /// The entry used at `level`, 1 to 5, as it stands after the walk; 0 where none was.
+    #[inline]
+    #[must_use]
+    pub fn entry(&self, level: u8) -> u64 {
+        self.entries.get(usize::from(level).wrapping_sub(1)).copied().unwrap_or(0)
+    }
+
+    /// What the entries above `level` permit: the rights of the role of that level's table.
+    #[inline]
+    #[must_use]
+    pub fn inherited(&self, level: u8) -> Rights {
+        self.inherited.get(usize::from(level).wrapping_sub(1)).copied().unwrap_or(Rights::ALL)
+    }
 }
 
 fn fault(paging: &Paging, address: Gva, access: Access, code: u32) -> PageFault {
@@ -153,8 +171,21 @@ fn set_bits<G: GuestMemory>(short: bool, guest: &G, address: Gpa, old: u64, new:
 /// # Errors
 /// The page fault that the guest's processor would raise.
 pub fn walk<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access) -> Result<Walk, PageFault> {
-    // An entry that changed between its read and its A/D update starts the walk anew. A guest that keeps
-    // changing it holds up only itself: after a few rounds the fault is simply taken again.
+    match walk_once(paging, guest, gva, access, true) {
+        Some(result) => result,
+        None => walk_again(paging, guest, gva, access),
+    }
+}
+
+/// An entry changed between its read and its A/D update: the walk starts anew. A guest that keeps changing it holds up
+/// only itself: after a few rounds the fault is simply taken again.
+#[cold]
+fn walk_again<G: GuestMemory>(
+    paging: &Paging,
+    guest: &G,
+    gva: Gva,
+    access: Access,
+) -> Result<Walk, PageFault> {
     for _ in 0..4 {
         if let Some(result) = walk_once(paging, guest, gva, access, true) {
             return result;
@@ -184,9 +215,8 @@ fn walk_once<G: GuestMemory>(
         level: 3,
         rights: Rights::ALL,
         dirty: true,
-        tables: [Gfn(0); 6],
-        entries: [0; 6],
-        inherited: [Rights::ALL; 6],
+        entries: [0; LEVELS],
+        inherited: [Rights::ALL; LEVELS],
     };
     let (level, table) = match paging.mode {
         Mode::Off => {
@@ -198,7 +228,7 @@ fn walk_once<G: GuestMemory>(
         }
         Mode::Pae => {
             let pdpte = paging.pdptes[(gva.0 >> 30) as usize & 3];
-            found.entries[3] = pdpte;
+            found.entries[2] = pdpte;
             if pdpte & bits::P == 0 {
                 return Some(Err(fault(paging, gva, access, 0)));
             }
@@ -228,8 +258,7 @@ fn follow<G: GuestMemory, const SHORT: bool>(
     let always_reserved = paging.reserved(1, 0);
     let mut shift = 12 + index_bits * (u32::from(level) - 1);
     loop {
-        let slot = usize::from(level);
-        found.tables[slot] = table;
+        let slot = usize::from(level) - 1;
         found.inherited[slot] = found.rights;
         let index = gva.0 >> shift & ((1 << index_bits) - 1);
         let address = Gpa(table.address().0 + (index << entry_shift));
