@@ -51,6 +51,19 @@ impl Vcpu {
         CodeSize::of(self.control.efer.contains(Efer::LMA), &cs)
     }
 
+    /// An allowed MOV to CR3 outside PAE paging.
+    pub(crate) fn change_root(&mut self, core: &Core, vmcs: &CurrentVmcs, cr3: u64) -> Next {
+        self.control.cr3 = cr3;
+        if self.mmu.paging.mode != Mode::Off {
+            self.mmu.paging.cr3 = cr3;
+            if let Err(next) = self.load_root(core, vmcs) {
+                return next;
+            }
+        }
+        self.skip(vmcs);
+        Next::Resume
+    }
+
     /// Installs an allowed change and moves past its instruction.
     pub(crate) fn apply(&mut self, core: &Core, vmcs: &CurrentVmcs, change: Change) -> Next {
         let Change { state, effects } = change;

@@ -1,6 +1,6 @@
 //! The one exit dispatch.
 
-use machine::cpu::control::{ControlState, check_cr8};
+use machine::cpu::control::{ControlState, Effects, check_cr8};
 use machine::cpu::event::{
     Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector,
 };
@@ -181,7 +181,14 @@ impl Vcpu {
         let access = CrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
         let change = match access {
             CrAccess::Write { cr: 3, register } => {
-                self.control.write_cr3(&self.guest.model.control, self.register(vmcs, register))
+                let value = self.register(vmcs, register);
+                match self.control.write_cr3(&self.guest.model.control, value) {
+                    // By far the most frequent of them, and nothing but CR3 changes.
+                    Ok(change) if !change.effects.contains(Effects::LOAD_PDPTES) => {
+                        return self.change_root(core, vmcs, change.state.cr3);
+                    }
+                    other => other,
+                }
             }
             CrAccess::Read { cr: 3, register } => {
                 self.set_register(vmcs, register, self.control.cr3);
