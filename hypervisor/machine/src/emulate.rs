@@ -1,10 +1,9 @@
-//! Carries out, in the guest's place, an instruction that touched memory it may not touch by itself: MMIO, or a
-//! page table whose writes the shadow MMU tracks; and string port I/O.
+//! Carries out, in the guest's place, an instruction that touched memory it may not touch by itself: MMIO, or RAM
+//! that no shadow entry can open to it alone; and string port I/O.
 //!
 //! The hypervisor lends the vCPU's registers ([`Cpu`]) and its linear address space ([`Bus`]); the emulator
 //! decodes, calculates and calls back. Everything it is given is an allegation: any bytes, any registers.
-//! What it does not know is [`Outcome::Unsupported`]: for tracked RAM the page can be given up instead, for
-//! MMIO the guest is stopped with a report.
+//! What it does not know is [`Outcome::Unsupported`]: the guest is stopped with a report.
 
 mod alu;
 mod decode;

@@ -220,7 +220,7 @@ impl FrameAllocator {
             .unwrap_or_else(|_| Marks::for_memory(self.total_frames))
     }
 
-    /// Changes the marks: a budget for shadow pages is a raised low mark, set once guests have their memory.
+    /// Changes the marks: a budget for shadow pages is made by raising them, once guests have their memory.
     /// Claims made meanwhile may see some marks old and some new.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ pub struct HypervisorConfig {
     pub shadow_frames: Option<u32>,
     /// Frames kept for work already begun; `None`: the hypervisor's choice.
     pub min_frames: Option<u32>,
-    /// Reclaim starts when fewer frames than this are free.
+    /// Reclaim starts when no more frames than this are free.
     pub low_frames: Option<u32>,
     /// Reclaim stops when this many frames are free.
     pub high_frames: Option<u32>,
@@ -140,11 +140,11 @@ pub enum End {
     PowerOff,
     /// By the exit port, with this code.
     Exit(u8),
-    /// It asked for a reset (0xCF9, 0x64) or took a triple fault while its policy was to stop.
+    /// It asked for a reset (0xCF9, 0x92, 0x64).
     Reset,
     /// It halted for good: HLT with interrupts off.
     Halted,
-    /// The hypervisor stopped it, with a report.
+    /// The hypervisor stopped it, with a report: a triple fault, say.
     Crash,
     /// A person stopped it from the console.
     Stopped,
