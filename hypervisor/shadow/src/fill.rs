@@ -307,7 +307,7 @@ fn load_entries<G: GuestMemory>(
     }
     let mut pairs = [0; PREFILL / 2];
     let loaded = guest.load_words(address, &mut pairs).is_ok();
-    for (two, pair) in entries.chunks_exact_mut(2).zip(pairs) {
+    for (two, pair) in entries.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
         two[0] = pair & 0xffff_ffff;
         two[1] = pair >> 32;
     }
