@@ -32,7 +32,7 @@ pub(crate) struct Recent {
 #[inline]
 fn key(gva: Gva, access: Access) -> u64 {
     let kind = slot(Gva(0), access.kind) as u64;
-    gva.0 & !0xfff | u64::from(access.user) << 5 | u64::from(access.smap_overridden) << 4 | kind + 1
+    gva.0 & !0xfff | u64::from(access.user) << 5 | u64::from(access.smap_overridden) << 4 | (kind + 1)
 }
 
 #[inline]
