@@ -19,6 +19,18 @@ const GUESTS: &str = "
     [[guest]]
     name = \"modes\"
     kernel = \"guest:multiboot32\"
+    [[guest]]
+    name = \"timer\"
+    kernel = \"guest:timer\"
+    [[guest]]
+    name = \"memory\"
+    kernel = \"guest:memory\"
+    [[guest]]
+    name = \"registers\"
+    kernel = \"guest:registers\"
+    [[guest]]
+    name = \"cpuid-bench\"
+    kernel = \"guest:cpuid-bench\"
 ";
 
 fn run(model: &'static str) -> Result<()> {
@@ -30,6 +42,10 @@ fn run(model: &'static str) -> Result<()> {
         .guest_says("faults", "faults done: 0 bad")?
         .guest_says("paging", "paging done: 0 bad")?
         .guest_says("modes", "multiboot done")?
+        .guest_says("timer", "timer: 10 APIC ticks")?
+        .guest_says("memory", "memory done")?
+        .guest_says("registers", "registers done: 0 bad")?
+        .guest_says("cpuid-bench", "B cpuid_leaf0 n=1000")?
         .success()?;
     Ok(())
 }
