@@ -2,10 +2,13 @@
 //! guests, some written by hand and some random.
 
 mod architecture;
+mod contents;
 mod dirty;
+mod exhaustion;
 mod guest;
 mod large;
 mod machine;
+mod modes;
 mod oracle;
 mod processor;
 mod races;
@@ -15,3 +18,5 @@ mod rights;
 mod stale;
 mod surroundings;
 mod tables;
+mod tags;
+mod tracker;

@@ -211,6 +211,7 @@ impl Machine {
         }
         let live = self.host.allocated.get() - self.host.freed.get();
         assert!(live >= u64::from(self.mmu.live_pages()), "what lives is counted");
+        super::contents::scan(self);
     }
 
     /// The counts that an operation which did nothing leaves as they are.

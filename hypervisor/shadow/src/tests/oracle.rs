@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::architecture::{Controls, Path, permitted};
 use super::machine::{Landed, Machine, WRITE, random_guests};
 use crate::paging::bits;
-use crate::{Access, Config, Kind, Mode, PAGES_MIN, Paging};
+use crate::{Access, Config, Kind, Mode, PAGES_MIN, Paging, walk};
 
 const PAGES: u64 = 10;
 const ADDRESSES: u64 = 16;
@@ -43,8 +43,16 @@ enum Step {
     /// CR0.WP, CR4.SMEP, CR4.SMAP.
     Bits(bool, bool, bool),
     Reclaim(u32),
-    /// The other vCPU runs, with the same registers.
+    /// The other vCPU runs, on its own root.
     Switch,
+    /// A fault, and before its fill a write by the other vCPU.
+    Race {
+        at: u64,
+        access: Access,
+        page: u64,
+        spot: u64,
+        value: u64,
+    },
 }
 
 fn value() -> impl Strategy<Value = u64> {
@@ -71,7 +79,7 @@ fn access() -> impl Strategy<Value = Access> {
         .prop_map(|(kind, user)| Access { kind, user, smap_overridden: false })
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step(races: bool) -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..PAGES, 0..4_u64, value()).prop_map(|(page, spot, value)| Step::Device { page, spot, value }),
         4 => (0..ADDRESSES, 0..4_u64, value()).prop_map(|(at, spot, value)| Step::Store { at, spot, value }),
@@ -82,6 +90,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<(bool, bool, bool)>().prop_map(|(wp, smep, smap)| Step::Bits(wp, smep, smap)),
         1 => (1..30_u32).prop_map(Step::Reclaim),
         1 => Just(Step::Switch),
+        2 * u32::from(races) => (0..ADDRESSES, access(), 0..PAGES, 0..4_u64, value())
+            .prop_map(|(at, access, page, spot, value)| Step::Race { at, access, page, spot, value }),
     ]
 }
 
@@ -270,6 +280,17 @@ fn run(mode: Mode, pages_max: u32, split_executable: bool, steps: &[Step]) {
                 machine.mmu.before_write(&machine.host, Gpa(gpa).page());
                 oracle.write(&machine, gpa, value);
             }
+            Step::Race { at, access, page, spot, value } => {
+                let gva = address(mode, at);
+                let found = walk::walk(&machine.cpu.paging, &machine.host.ram, gva, access);
+                let gpa = entry_at(mode, pool(page), spot);
+                machine.mmu.before_write(&machine.host, Gpa(gpa).page());
+                oracle.write(&machine, gpa, value);
+                if let Ok(found) = found {
+                    machine.ready();
+                    machine.mmu.fill(&machine.host, &machine.cpu, gva, access, &found);
+                }
+            }
             Step::Store { at, spot, value } => {
                 if let Landed::Ram(gpa) = oracle.check(&mut machine, at, WRITE)
                     && (0..PAGES).any(|p| pool(p) == gpa.0)
@@ -315,42 +336,48 @@ proptest! {
     #![proptest_config(random_guests(150))]
 
     #[test]
-    fn four_level(steps in prop::collection::vec(step(), 1..100)) {
+    fn four_level(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::FourLevel, 256, false, &steps);
     }
 
     #[test]
-    fn four_level_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
+    fn four_level_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::FourLevel, PAGES_MIN, false, &steps);
     }
 
     #[test]
-    fn four_level_with_executable_pages_split(steps in prop::collection::vec(step(), 1..100)) {
+    fn four_level_with_executable_pages_split(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::FourLevel, 64, true, &steps);
     }
 
     #[test]
-    fn five_level(steps in prop::collection::vec(step(), 1..100)) {
+    fn five_level(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::FiveLevel, 64, false, &steps);
     }
 
     #[test]
-    fn pae(steps in prop::collection::vec(step(), 1..100)) {
+    fn pae(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::Pae, 256, false, &steps);
     }
 
     #[test]
-    fn pae_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
+    fn pae_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::Pae, PAGES_MIN, false, &steps);
     }
 
     #[test]
-    fn two_level(steps in prop::collection::vec(step(), 1..100)) {
+    fn two_level(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::TwoLevel, 256, false, &steps);
     }
 
     #[test]
-    fn two_level_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
+    fn two_level_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
         run(Mode::TwoLevel, PAGES_MIN, false, &steps);
+    }
+
+    #[test]
+    #[ignore = "guests have one vCPU yet; with more, `fill` must check each entry before it links by it"]
+    fn four_level_with_races(steps in prop::collection::vec(step(true), 1..100)) {
+        run(Mode::FourLevel, 256, false, &steps);
     }
 }
