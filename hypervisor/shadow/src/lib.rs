@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | #PF exit | [`walk::walk`] the guest's tables; its own fault goes back to it; else [`Mmu::fill`] |
 //! | write to a shadowed table | the table becomes writable and its shadow **unsync** (part of the fill) |
-//! | INVLPG | [`Mmu::invlpg`]: the entries on that address's path are looked at again |
+//! | INVLPG | [`Mmu::invlpg`]: upper tables are synced, that address's leaf entry is looked at again |
 //! | MOV to CR3, mode changes | [`Mmu::load_root`]: root by (gfn, [`Role`]), unsync pages below it are synced |
 //! | a flush of everything | [`Mmu::flush`] |
 //! | a device or the emulator writes | [`Mmu::before_write`] |

@@ -39,7 +39,7 @@ impl Mmu {
         }
     }
 
-    /// The guest flushed the translation of `gva` (INVLPG): looks again at every entry on its path.
+    /// The guest flushed the translation of `gva` (INVLPG): brings the upper tables up to date, then its leaf entry.
     pub fn invlpg<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva) {
         let Some(page) = cpu.root else { return };
         if self.unsync.is_empty() {
