@@ -1,6 +1,7 @@
 //! What a machine said, and whether that is what was expected.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use xtask::emulator::{End, Outcome};
 
 /// How much of the output a failure shows.
@@ -72,6 +73,28 @@ impl Verdict {
         self.outcome.output.lines().filter_map(|line| line.strip_prefix(prefix.as_str())).collect()
     }
 
+    /// A counter's sum in all, as the last line of statistics has it; 0 where it is left out. For manifests with
+    /// `stats_interval_ms`.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let lines = self.outcome.output.lines().rev();
+        let line = lines.filter_map(|line| line.strip_prefix("umbra-stats: ")).next();
+        let line = line.with_context(|| format!("there is no line of statistics; {}", self.tail()))?;
+        let stats: Value = serde_json::from_str(line).with_context(|| format!("is not JSON: {line}"))?;
+        let counters = stats.get("counters").with_context(|| format!("no counters in: {line}"))?;
+        Ok(counters.get(name).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// The ticks from a guest's start to its last end.
+    pub fn guest_ticks(&self, guest: &str) -> Result<u64> {
+        let begin = format!("umbra: guest {guest} ended: ");
+        let mut lines = self.outcome.output.lines().rev().map(without_stamp);
+        let line = lines.find(|line| line.starts_with(&begin)).unwrap_or_default();
+        let ticks = line.strip_suffix(" ticks)").and_then(|rest| rest.rsplit(' ').next());
+        ticks
+            .and_then(|ticks| ticks.parse().ok())
+            .with_context(|| format!("no ticks of guest {guest} in `{line}`; {}", self.tail()))
+    }
+
     fn count(&self, guest: &str, text: &str) -> usize {
         self.lines_of(guest).iter().filter(|line| line.contains(text)).count()
     }
@@ -106,5 +129,28 @@ mod tests {
         assert_eq!(without_stamp("umbra: x"), "umbra: x");
         assert_eq!(without_stamp("[hello] umbra: x"), "[hello] umbra: x");
         assert_eq!(without_stamp("[134] umbra: x"), "[134] umbra: x");
+    }
+
+    #[test]
+    fn figures_are_read_from_the_last_line_that_has_them() {
+        let output = "umbra-stats: {\"counters\":{\"reclaims\":1}}\n\
+            umbra-stats: {\"time_ms\":9,\"counters\":{\"reclaims\":7}}\n\
+            [a] umbra-stats: {\"counters\":{\"reclaims\":9}}\n\
+            [a] umbra: guest a ended: exit 0 (1 exits, 3 ticks)\n\
+            [     5] umbra: guest a ended: exit 0 (12 exits, 345 ticks)\n";
+        let verdict = |output: &str| {
+            Verdict::new(Outcome {
+                end: End::Died,
+                exit_code: None,
+                ticks: None,
+                output: output.to_owned(),
+                emulator_log: String::new(),
+            })
+        };
+        assert_eq!(verdict(output).counter("reclaims").unwrap(), 7);
+        assert_eq!(verdict(output).counter("zaps").unwrap(), 0);
+        assert_eq!(verdict(output).guest_ticks("a").unwrap(), 345);
+        assert!(verdict(output).guest_ticks("b").is_err());
+        assert!(verdict("hello").counter("reclaims").is_err());
     }
 }

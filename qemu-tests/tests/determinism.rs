@@ -1,6 +1,6 @@
 //! Without typed input the same image takes the same ticks and says the same, run after run.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use qemu_tests::{Boot, SMALL_TIMEOUT, test};
@@ -17,9 +17,20 @@ const GUESTS: &str = "
     kernel = \"guest:faults\"
 ";
 
-fn twice(cores: u32) -> Result<()> {
+const LINUX: &str = "
+    [[guest]]
+    name = \"linux\"
+    kernel = \"debian\"
+    initrd = \"debian\"
+    memory = \"128M\"
+    [[guest]]
+    name = \"paging\"
+    kernel = \"guest:paging\"
+";
+
+fn twice(boot: &Boot, timeout: Duration) -> Result<()> {
     let run = || -> Result<_> {
-        let verdict = Boot::small(GUESTS).cores(cores).run(SMALL_TIMEOUT)?;
+        let verdict = boot.clone().run(timeout)?;
         verdict.success()?;
         let ticks = verdict.outcome.ticks.context("the emulator's log names no tick")?;
         Ok((ticks, verdict.outcome.output))
@@ -31,8 +42,10 @@ fn twice(cores: u32) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    let small = |cores| twice(&Boot::small(GUESTS).cores(cores), SMALL_TIMEOUT);
     qemu_tests::main(vec![
-        test("the_same_ticks_twice_on_one_core", || twice(1)),
-        test("the_same_ticks_twice_on_two_cores", || twice(2)),
+        test("the_same_ticks_twice_with_linux", || twice(&Boot::large(LINUX), Duration::from_secs(600))),
+        test("the_same_ticks_twice_on_one_core", move || small(1)),
+        test("the_same_ticks_twice_on_two_cores", move || small(2)),
     ])
 }

@@ -50,32 +50,11 @@ fn a_crashed_guest_is_restarted() -> Result<()> {
     Ok(())
 }
 
-fn a_spinning_guest_holds_nobody_up() -> Result<()> {
-    // One core for both. The first never lets go of it by itself; the second has to be through all the same.
-    let manifest = guest("spinning", "guest:spin", "") + &guest("working", "guest:memory", "");
-    let mut running = Boot::small(&manifest).start()?;
-    running.wait_for("[spinning] spinning", SMALL_TIMEOUT)?;
-    running.wait_from(0, "umbra: guest working ended: exit 0", SMALL_TIMEOUT)?;
-    Ok(())
-}
-
-fn a_spinning_guest_holds_nobody_up_without_a_preemption_timer() -> Result<()> {
-    let manifest = guest("spinning", "guest:spin", "") + &guest("working", "guest:memory", "");
-    let running = Boot::small(&manifest).cpu("core2_penryn_t9600").start()?;
-    running.wait_from(0, "umbra: guest working ended: exit 0", SMALL_TIMEOUT)?;
-    Ok(())
-}
-
 fn main() -> ExitCode {
     qemu_tests::main(vec![
         test("a_triple_fault_ends_one_guest", a_triple_fault_ends_one_guest),
         test("linux_goes_on_beside_a_triple_fault", linux_goes_on_beside_a_triple_fault),
         test("an_unexpected_end_is_a_failure", an_unexpected_end_is_a_failure),
         test("a_crashed_guest_is_restarted", a_crashed_guest_is_restarted),
-        test("a_spinning_guest_holds_nobody_up", a_spinning_guest_holds_nobody_up),
-        test(
-            "a_spinning_guest_holds_nobody_up_without_a_preemption_timer",
-            a_spinning_guest_holds_nobody_up_without_a_preemption_timer,
-        ),
     ])
 }
