@@ -52,10 +52,11 @@ fn run(name: &'static str, said: &'static [&'static str]) -> anyhow::Result<()> 
 /// A CPUID exit and the way back, in ticks, as the bench counts it.
 const CPUID_TICKS_MAX: u64 = 150;
 
-/// The published figure, on the model it was measured on.
+/// The published figure, on the model and at the speed it was measured with: at a lower one the console wants
+/// more attention in between.
 fn cpuid_is_cheap() -> anyhow::Result<()> {
     let manifest = "[[guest]]\nname = \"a\"\nkernel = \"guest:cpuid-bench\"\n";
-    let verdict = Boot::small(manifest).cpu("corei7_skylake_x").run(SMALL_TIMEOUT)?;
+    let verdict = Boot::large(manifest).cores(1).cpu("corei7_skylake_x").run(SMALL_TIMEOUT)?;
     verdict.success()?;
     let ticks = verdict.lines_of("a").into_iter().filter_map(|line| {
         let total = line.strip_prefix("B cpuid_leaf0 n=1000 ticks=")?;

@@ -63,8 +63,14 @@ fn it_has_the_marks_of_a_bootable_stick() -> Result<()> {
     ensure!(bytes.get(510..512) == Some(&[0x55, 0xaa]), "the first sector lacks the boot signature");
     ensure!(bytes[..446].iter().any(|&byte| byte != 0), "the first sector has no boot code");
     let kinds: Vec<u8> = bytes[446..510].chunks(16).map(|entry| entry[4]).collect();
-    // 0xEE: a GUID partition table behind it; 0xEF: an EFI system partition.
-    ensure!(kinds.iter().any(|kind| [0xee, 0xef].contains(kind)), "no partition for UEFI: {kinds:02x?}");
+    // 0xEE: a GUID partition table behind it; 0xEF: an EFI system partition; 0x0C: FAT, where UEFI looks as well
+    // (UEFI specification, "Removable Media Boot Behavior").
+    ensure!(
+        kinds.iter().any(|kind| [0x0c, 0xee, 0xef].contains(kind)),
+        "no partition for UEFI: {kinds:02x?}"
+    );
+    // Many a BIOS starts no stick without an active partition.
+    ensure!(bytes[446..510].chunks(16).any(|entry| entry[0] == 0x80), "no partition is active");
     Ok(())
 }
 
