@@ -76,12 +76,26 @@ impl Verdict {
     /// A counter's sum in all, as the last line of statistics has it; 0 where it is left out. For manifests with
     /// `stats_interval_ms`.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        let lines = self.outcome.output.lines().rev();
-        let line = lines.filter_map(|line| line.strip_prefix("umbra-stats: ")).next();
-        let line = line.with_context(|| format!("there is no line of statistics; {}", self.tail()))?;
-        let stats: Value = serde_json::from_str(line).with_context(|| format!("is not JSON: {line}"))?;
-        let counters = stats.get("counters").with_context(|| format!("no counters in: {line}"))?;
+        let stats = self.statistics()?.pop();
+        let stats = stats.with_context(|| format!("there is no line of statistics; {}", self.tail()))?;
+        let counters = stats.get("counters").with_context(|| format!("no counters in: {stats}"))?;
         Ok(counters.get(name).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// The most that a guest's shadow MMU had counted under this name in any line of statistics.
+    pub fn shadow_count(&self, guest: &str, name: &str) -> Result<u64> {
+        let lines = self.statistics()?;
+        let guests = lines.iter().filter_map(|stats| stats.get("guests")?.as_array()).flatten();
+        let counts = guests
+            .filter(|row| row["name"] == guest)
+            .filter_map(|row| row.get("shadow")?.get(name)?.as_u64());
+        counts.max().with_context(|| format!("guest {guest} never had a count of {name}; {}", self.tail()))
+    }
+
+    /// The lines of statistics, which are printed with `stats_interval_ms`.
+    fn statistics(&self) -> Result<Vec<Value>> {
+        let lines = self.outcome.output.lines().filter_map(|line| line.strip_prefix("umbra-stats: "));
+        lines.map(|line| serde_json::from_str(line).with_context(|| format!("is not JSON: {line}"))).collect()
     }
 
     /// The ticks from a guest's start to its last end.
@@ -133,7 +147,7 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_the_last_line_that_has_them() {
-        let output = "umbra-stats: {\"counters\":{\"reclaims\":1}}\n\
+        let output = "umbra-stats: {\"guests\":[{\"name\":\"a\",\"shadow\":{\"fills\":4}}],\"counters\":{\"reclaims\":1}}\n\
             umbra-stats: {\"time_ms\":9,\"counters\":{\"reclaims\":7}}\n\
             [a] umbra-stats: {\"counters\":{\"reclaims\":9}}\n\
             [a] umbra: guest a ended: exit 0 (1 exits, 3 ticks)\n\
@@ -150,6 +164,8 @@ mod tests {
         assert_eq!(verdict(output).counter("reclaims").unwrap(), 7);
         assert_eq!(verdict(output).counter("zaps").unwrap(), 0);
         assert_eq!(verdict(output).guest_ticks("a").unwrap(), 345);
+        assert_eq!(verdict(output).shadow_count("a", "fills").unwrap(), 4);
+        assert!(verdict(output).shadow_count("b", "fills").is_err());
         assert!(verdict(output).guest_ticks("b").is_err());
         assert!(verdict("hello").counter("reclaims").is_err());
     }

@@ -19,10 +19,14 @@ fn pressed(verdict: &Verdict, pages_min: u64) -> Result<()> {
 }
 
 fn small_guests_in_a_tight_budget() -> Result<()> {
+    // guest:bench goes through some 2,500 shadow pages, two frames each.
     let manifest = "
         [hypervisor]
-        shadow_frames = 64
-        stats_interval_ms = 100
+        shadow_frames = 384
+        stats_interval_ms = 2000
+        [[guest]]
+        name = \"bench\"
+        kernel = \"guest:bench\"
         [[guest]]
         name = \"paging\"
         kernel = \"guest:paging\"
@@ -32,11 +36,12 @@ fn small_guests_in_a_tight_budget() -> Result<()> {
     ";
     let verdict = Boot::small(manifest).run(SMALL_TIMEOUT)?;
     verdict
+        .guest_says("bench", "GUEST done tsc=")?
         .guest_says("paging", "paging: checksum 2648df4df0a8b800")?
         .guest_says("paging", "paging done: 0 bad")?
         .guest_says("memory", "memory round 1 checksum 189141fe684b082b")?
         .success()?;
-    pressed(&verdict, 1)
+    pressed(&verdict, 500)
 }
 
 fn two_linux_guests_in_a_tight_budget() -> Result<()> {
@@ -67,19 +72,23 @@ fn two_linux_guests_in_a_tight_budget() -> Result<()> {
 fn a_guest_at_its_cap_reclaims_from_itself() -> Result<()> {
     let manifest = "
         [hypervisor]
-        stats_interval_ms = 100
+        stats_interval_ms = 500
         [[guest]]
         name = \"capped\"
-        kernel = \"guest:memory\"
-        shadow_cap = 32
+        kernel = \"guest:bench\"
+        shadow_cap = 128
         [[guest]]
         name = \"free\"
-        kernel = \"guest:paging\"
+        kernel = \"guest:memory\"
         shadow_guarantee = 64
     ";
     let verdict = Boot::small(manifest).run(SMALL_TIMEOUT)?;
-    verdict.guest_says("capped", "memory done")?.guest_says("free", "paging done: 0 bad")?.success()?;
-    pressed(&verdict, 1)
+    verdict.guest_says("capped", "GUEST done tsc=")?.guest_says("free", "memory done")?.success()?;
+    pressed(&verdict, 500)?;
+    let (capped, free) =
+        (verdict.shadow_count("capped", "reclaimed")?, verdict.shadow_count("free", "reclaimed")?);
+    ensure!(capped > 0 && free == 0, "reclaimed: {capped} pages of the capped guest, {free} of the other");
+    Ok(())
 }
 
 fn main() -> ExitCode {

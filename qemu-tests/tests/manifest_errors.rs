@@ -31,6 +31,11 @@ const BAD: &[(&str, &str, &[&str])] = &[
         "[[guest]]\nname = \"a\"\nkernel = \"guest:hello\"",
         &["guests.toml:5:8", "first used here", "its own name"],
     ),
+    (
+        "too_small_a_budget",
+        "[hypervisor]\nshadow_frames = 100",
+        &["guests.toml:5:17", "too few", "give at least 128"],
+    ),
     ("unknown_device", "devices = [\"lpt\"]", &["guests.toml:4:12", "`exit-port`"]),
     ("unknown_expectation", "expect = \"poweroff\"", &["guests.toml:4:10", "did you mean `power-off`?"]),
 ];

@@ -17,6 +17,9 @@ use crate::payload::{OWN_GUESTS, OwnGuest};
 const VCPUS_SUPPORTED: u32 = 1;
 /// Memory of the machine that is not for guests: the hypervisor, the payload, the shadow pages.
 const RESERVE_MIB: u64 = 64;
+/// With fewer frames in the shadow budget for each guest, guests are stopped: reclaim leaves 40 pages of two frames
+/// each to a guest, which keeps up to 30 frames ready for its next operation, and the marks lie 16 above.
+const SHADOW_FRAMES_PER_GUEST_MIN: u64 = 128;
 /// Guest memory where the manifest gives none.
 const MEMORY_DEFAULT: u64 = 128 << 20;
 
@@ -27,6 +30,7 @@ pub fn check(source: &Source, limits: &Limits) -> Result<Plan, Problems> {
     let mut checker = Checker { source, limits, problems: Vec::new() };
     let hypervisor = checker.hypervisor(&document.hypervisor);
     let guests = checker.guests(&document.guest);
+    checker.shadow_budget(&document.hypervisor, guests.len());
     if checker.problems.is_empty() {
         Ok(Plan { source: source.clone(), hypervisor, guests })
     } else {
@@ -173,6 +177,20 @@ impl Checker<'_> {
             "the largest guest",
             &format!("give the guests less, or the machine more: `--memory {}`", needed_mib.next_multiple_of(64)),
         );
+    }
+
+    /// A guest that cannot get what one operation of its shadow MMU needs is stopped: better said before it runs.
+    fn shadow_budget(&mut self, table: &HypervisorTable, guests: usize) {
+        let Some(budget) = &table.shadow_frames else { return };
+        let least = guests as u64 * SHADOW_FRAMES_PER_GUEST_MIN;
+        if *budget.get_ref() != 0 && u64::from(*budget.get_ref()) < least {
+            let what = format!(
+                "{} frames for shadow pages are too few: a guest cannot do with fewer than \
+                 {SHADOW_FRAMES_PER_GUEST_MIN}",
+                budget.get_ref()
+            );
+            self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
+        }
     }
 
     fn guest(&mut self, span: Range<usize>, table: &GuestTable) -> Guest {

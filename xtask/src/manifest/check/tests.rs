@@ -252,6 +252,11 @@ fn the_hypervisors_settings() {
         &with("min_frames = 300\nlow_frames = 200"),
         "3: the frame marks must rise [not above the lower mark] help: give min_frames < low_frames < high_frames",
     );
+    one(
+        &with("shadow_frames = 127"),
+        "2: 127 frames for shadow pages are too few: a guest cannot do with fewer than 128 [the budget] help: give at \
+         least 128",
+    );
     one(&with("shadow_frames = 0"), "2: shadow_frames is 0 [here] help: give at least 1, or leave it out");
     one(
         &with("escape = \"a\""),
