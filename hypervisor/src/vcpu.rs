@@ -1,5 +1,6 @@
 //! One virtual processor: its VMCS, the state that is not in it, and the loop from entry to exit.
 
+mod apic;
 mod control;
 mod events;
 mod exit;
@@ -29,7 +30,7 @@ use shadow::VcpuMmu;
 use crate::guest::Guest;
 use crate::host::{Host, direct, frames, time};
 use crate::schedule::Core;
-use crate::vmx::controls::{Controls, Feature, PrimaryControls, SecondaryControls};
+use crate::vmx::controls::{Controls, Feature};
 use crate::vmx::entry::{Entry, EntryOutcome, write_cr2};
 use crate::vmx::fields;
 use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
@@ -90,6 +91,8 @@ pub struct Vcpu {
     tsc_offset: u64,
     pub(crate) log: ExitLog,
     extended: Extended,
+    /// The pages through which the processor serves the local APIC, where it can.
+    apic: Option<apic::ApicPages>,
     /// Faults in a row at one place: a guest that makes no progress is stopped (H27).
     pub(crate) stuck: fault::Stuck,
     /// The emulator's translations.
@@ -127,10 +130,7 @@ impl Vcpu {
         // SAFETY: this core is in VMX operation, and the page is prepared and ours.
         let vmcs = unsafe { Vmcs::new(region) }.expect("a page prepared as a VMCS can be cleared");
         let mut controls = host.vmx.controls;
-        // Local APIC and CR8 are emulated by exits.
-        controls.primary.remove(PrimaryControls::USE_TPR_SHADOW);
-        controls.primary.insert(PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING);
-        controls.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
+        let apic = apic::ApicPages::new(&mut controls);
         let control = match start.mode {
             StartMode::Long => ControlState::long(start.cr3.0),
             StartMode::Protected32 => ControlState::PROTECTED,
@@ -163,6 +163,7 @@ impl Vcpu {
             tsc_offset: start_tsc.wrapping_neg(),
             log: ExitLog::default(),
             extended,
+            apic,
             stuck: fault::Stuck::default(),
             recent: recent::Recent::default(),
             vpid_base,
@@ -182,6 +183,9 @@ impl Vcpu {
         self.controls.write(vmcs, long);
         if self.controls.has(Feature::MsrBitmaps) {
             vmcs.write(fields::MSR_BITMAP, self.guest.model.msr_bitmap.0);
+        }
+        if let Some(apic) = &self.apic {
+            apic.write(vmcs);
         }
         vmcs.write(fields::TSC_OFFSET, self.tsc_offset);
         let capabilities = &host.vmx.capabilities;
@@ -220,6 +224,7 @@ impl Vcpu {
             let host_state = unsafe { HostState::of_this_core() };
             host_state.write(&vmcs, &self.controls);
             self.mmu.forget_tags();
+            self.place_apic_page(core);
             if let Err(Next::Leave(leave)) = self.load_root(core, &vmcs) {
                 return Err(leave);
             }
@@ -330,10 +335,12 @@ impl Vcpu {
             return Next::Leave(Leave::Slice);
         }
         self.guest.attention.store(false, Ordering::Release);
+        self.take_task_priority();
         let next_tsc = self.update_devices(core);
         if self.choose_event(core, vmcs) {
             self.halted = false;
         }
+        self.give_task_priority(vmcs);
         if self.halted {
             return self.still_halted(vmcs, next_tsc);
         }
@@ -412,6 +419,9 @@ impl Vcpu {
         let cleared = unsafe { self.vmcs.clear() };
         debug_assert!(cleared.is_ok());
         self.extended.dispose(core.index);
+        if let Some(apic) = &self.apic {
+            apic.dispose(core.index);
+        }
         if let Err(error) = frames::allocator().free(core.index, self.region().page(), Owner::Hypervisor) {
             panic!("{error}");
         }

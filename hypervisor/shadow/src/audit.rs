@@ -57,6 +57,8 @@ impl Mmu {
                     Spte::Empty => {}
                     Spte::Mmio if level == 1 => {}
                     Spte::Mmio => return no("MMIO marks stand at level 1"),
+                    Spte::Device(pfn) if level == 1 && self.device.is_some_and(|(_, page)| page == pfn) => {}
+                    Spte::Device(_) => return no("only the page that stands for a device is mapped as one"),
                     Spte::Table(table) => {
                         let child = self.parent_of(host, id, index);
                         match child {

@@ -47,7 +47,8 @@ impl Mmu {
         };
         let backing = host.slots().page(walk.gfn);
         let guest_page = backing.map(|(index, _)| index);
-        if guest_page.is_none() && !self.config.mark_mmio {
+        let device = self.device.filter(|&(gfn, _)| gfn == walk.gfn && guest_page.is_none());
+        if guest_page.is_none() && device.is_none() && !self.config.mark_mmio {
             return Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()));
         }
         let write = access.kind == Kind::Write;
@@ -97,6 +98,15 @@ impl Mmu {
         }
         let index = shadow_index(target, gva);
         let outcome = match (guest_page, block) {
+            (None, _) if let Some((_, pfn)) = device => {
+                if write && !rights.has(Rights::WRITE) {
+                    // CR0.WP = 0: not worth an spte.
+                    Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))
+                } else {
+                    self.set_device(host, page, index, spte::device(pfn, rights));
+                    Fill::Filled
+                }
+            }
             (None, _) => {
                 self.set_mmio(host, page, index);
                 Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))

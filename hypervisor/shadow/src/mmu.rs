@@ -112,6 +112,8 @@ pub struct Mmu {
     /// Something was taken away since the generation last advanced.
     pub(crate) narrowed: bool,
     pub(crate) stats: Stats,
+    /// The page that stands for the local APIC, and where the guest has it.
+    pub(crate) device: Option<(Gfn, Pfn)>,
 }
 
 impl Mmu {
@@ -134,6 +136,7 @@ impl Mmu {
             retired_generation: 0,
             narrowed: false,
             stats: Stats::default(),
+            device: None,
         }
     }
 
@@ -336,6 +339,10 @@ impl Mmu {
         let tables = host.tables();
         match spte::decode(level, old) {
             Spte::Empty | Spte::Mmio => return,
+            Spte::Device(_) => {
+                self.narrowed = true;
+                return;
+            }
             Spte::Leaf(_) if level == 1 => self.heads().remove(tables, id, Head::Page),
             Spte::Leaf(_) => self.heads().remove(tables, id, Head::Block),
             Spte::Table(_) => self.heads().remove(tables, id, |raw| Head::Parents(PageId(raw))),
@@ -397,6 +404,26 @@ impl Mmu {
             self.clear(host, page, index);
             self.pages[page].set_present(index);
             host.tables().store(table, index, spte::MMIO);
+        }
+    }
+
+    /// Maps the page that stands for a device.
+    pub(crate) fn set_device<H: Host>(&mut self, host: &H, page: PageId, index: usize, new: u64) {
+        let table = self.pages[page].table;
+        if host.tables().load(table, index) != new {
+            self.clear(host, page, index);
+            self.pages[page].set_present(index);
+            host.tables().store(table, index, new);
+        }
+    }
+
+    /// Lets the guest's page `gfn`, which is no RAM, be served by the host page `pfn`: the APIC-access page, whose
+    /// accesses the processor recognises. `None`: no page is. A change empties the cache but for the loaded roots,
+    /// so that no spte of the old place stays; the frames are free after the flush that follows.
+    pub fn set_device_page<H: Host>(&mut self, host: &H, device: Option<(Gfn, Pfn)>) {
+        if self.device != device {
+            self.device = device;
+            self.reclaim(host, u32::MAX);
         }
     }
 

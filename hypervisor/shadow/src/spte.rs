@@ -11,6 +11,9 @@ pub const EMPTY: u64 = 0;
 /// below 52 finds a reserved bit set and says so in the error code; no cacheable frame has this number.
 pub const MMIO: u64 = bits::P | bits::FRAME;
 
+/// A software bit: the leaf maps no page of the guest's RAM and is in no reverse map (see [`Spte::Device`]).
+const DEVICE: u64 = 1 << 9;
+
 /// What an spte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spte {
@@ -18,6 +21,8 @@ pub enum Spte {
     Empty,
     /// Marks a page that is no RAM.
     Mmio,
+    /// Maps the page that stands for a device (the APIC-access page), at level 1.
+    Device(Pfn),
     /// Maps a page: 4 KiB at level 1, 2 MiB at level 2.
     Leaf(Pfn),
     /// Points to the shadow table in this frame.
@@ -33,7 +38,13 @@ pub const fn decode(level: u8, raw: u64) -> Spte {
         Spte::Mmio
     } else {
         let pfn = Pfn((raw & bits::FRAME) >> memory::PAGE_SHIFT);
-        if level == 1 || raw & bits::PS != 0 { Spte::Leaf(pfn) } else { Spte::Table(pfn) }
+        if raw & DEVICE != 0 {
+            Spte::Device(pfn)
+        } else if level == 1 || raw & bits::PS != 0 {
+            Spte::Leaf(pfn)
+        } else {
+            Spte::Table(pfn)
+        }
     }
 }
 
@@ -56,6 +67,12 @@ pub const fn leaf(pfn: Pfn, level: u8, rights: Rights) -> u64 {
         raw |= bits::PS;
     }
     raw
+}
+
+/// A leaf at level 1 that maps `pfn`, the page that stands for a device, with `rights`.
+#[must_use]
+pub const fn device(pfn: Pfn, rights: Rights) -> u64 {
+    leaf(pfn, 1, rights) | DEVICE
 }
 
 /// An entry that points to the shadow table in `pfn`. Rights are kept in the leaves alone (they hold what all

@@ -186,7 +186,8 @@ impl Mmu {
         }
         let target = self.leaf_base(role, index, gpte);
         let Some(guest_page) = host.slots().index(target) else {
-            if old != Spte::Mmio {
+            let marked = old == Spte::Mmio && self.device.is_none_or(|(gfn, _)| gfn != target);
+            if !marked {
                 self.clear(host, id, index);
             }
             return;

@@ -27,10 +27,11 @@ impl Vcpu {
             ExitReason::EXCEPTION_OR_NMI => self.exception(core, vmcs),
             ExitReason::CR_ACCESS => self.control_register(core, vmcs),
             ExitReason::INVLPG => self.invlpg(core, vmcs),
+            ExitReason::APIC_ACCESS => self.apic_access(core, vmcs),
             ExitReason::IO => self.port(core, vmcs),
             ExitReason::RDMSR => self.read_msr(core, vmcs),
             ExitReason::WRMSR => self.write_msr(core, vmcs),
-            ExitReason::PREEMPTION_TIMER | ExitReason::NMI_WINDOW | ExitReason::INTERRUPT_WINDOW => {
+            ExitReason::PREEMPTION_TIMER | ExitReason::TPR_BELOW_THRESHOLD | ExitReason::NMI_WINDOW | ExitReason::INTERRUPT_WINDOW => {
                 self.attend();
                 Next::Resume
             }

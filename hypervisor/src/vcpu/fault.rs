@@ -128,7 +128,7 @@ impl Vcpu {
     }
 
     /// The access cannot go through the shadow: its instruction is carried out by the emulator.
-    fn emulate_access(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+    pub(super) fn emulate_access(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         if self.event.is_some() {
             // The access is not the instruction's but the event's, and no emulator delivers events here.
             return Next::Leave(self.stop(

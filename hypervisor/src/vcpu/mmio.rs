@@ -184,6 +184,7 @@ impl Vcpu {
 
     /// Carries out the present instruction in the guest's place.
     pub(crate) fn emulate(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        self.take_task_priority();
         let mut bytes = [0; INSTRUCTION_BYTES_MAX];
         let count = self.instruction_bytes(vmcs, &mut bytes);
         let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false };

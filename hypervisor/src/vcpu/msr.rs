@@ -39,6 +39,7 @@ impl Vcpu {
             MsrRead::ApicBase => Some(self.guest.devices.lock().apic_base(self.index)),
             MsrRead::TscDeadline => Some(self.guest.devices.lock().tsc_deadline(self.index)),
             MsrRead::Lapic(index) => {
+                self.take_task_priority();
                 let now_ns = self.guest.now_ns();
                 self.guest.devices.lock().x2apic_read(self.index, index, now_ns).ok()
             }
@@ -76,6 +77,7 @@ impl Vcpu {
                 }
                 self.cpuid_state.apic_enabled = devices.apic_base(self.index) & 1 << 11 != 0;
                 drop(devices);
+                self.place_apic_page(core);
                 self.attend();
             }
             MsrWrite::TscDeadline(deadline) => {
@@ -84,6 +86,7 @@ impl Vcpu {
                 self.attend();
             }
             MsrWrite::Lapic(index, value) => {
+                self.take_task_priority();
                 let now_ns = self.guest.now_ns();
                 if self.guest.devices.lock().x2apic_write(self.index, index, value, now_ns).is_err() {
                     return self.raise(vmcs, Exception::PROTECTION);
