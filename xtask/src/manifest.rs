@@ -1,6 +1,6 @@
 //! The manifest a person writes: TOML, checked before anything is built or booted.
 //!
-//! [`Source::read`] and [`check`] give a [`Plan`], or [`Problems`]: every one with file, line and remedy. The
+//! [`Source::read`] and [`check()`] give a [`Plan`], or [`Problems`]: every one with file, line and remedy. The
 //! plan still names its files; `payload` reads, builds or fetches them and packs the blob.
 
 mod check;
