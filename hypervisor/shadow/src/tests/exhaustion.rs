@@ -3,12 +3,12 @@
 use memory::{Gpa, Gva, Pfn, TableMemory};
 
 use super::guest::{BLOCKS, FLAGS, PD, PDPT, PML4, PT, TOP, guest, guest_on};
-use super::machine::{Landed, Machine, READ, WRITE, identity};
+use super::machine::{Landed, Machine, READ, WRITE, config, identity};
 use crate::pages::{PAGES_MAX, PageId, SpteId};
 use crate::paging::bits;
 use crate::{
-    Access, Config, FRAMES_PER_OPERATION, Fill, Mmu, Mode, PAGES_MIN, PAGES_PER_OPERATION, Paging, Short,
-    VcpuMmu, walk,
+    Access, FRAMES_PER_OPERATION, Fill, Mmu, Mode, PAGES_MIN, PAGES_PER_OPERATION, Paging, Short, VcpuMmu,
+    walk,
 };
 
 /// Takes the stash down, or fills it up, to `frames`.
@@ -170,16 +170,12 @@ fn h08_an_sptes_number_holds_the_last_one_of_the_largest_arena() {
     let last = SpteId::new(PageId(PAGES_MAX - 1), 511);
     assert_eq!((last.page(), last.index()), (PageId(PAGES_MAX - 1), 511));
     assert_eq!(last.0 >> 31, 0, "the highest bit tells a head from an element");
-    let config = Config {
-        physical_address_bits: 40,
-        gib_pages: true,
-        mark_mmio: true,
-        split_executable: false,
-        pages_max: 0,
-        vcpus: 1,
-    };
     let slots = &Machine::new(1, 0).host.slots;
-    assert_eq!(Mmu::new(config, slots).pages_left(), PAGES_MIN, "what is asked for is brought into range");
+    assert_eq!(
+        Mmu::new(config(0, 1), slots).pages_left(),
+        PAGES_MIN,
+        "what is asked for is brought into range"
+    );
 }
 
 /// A guest with `tables` leaf tables, at the first entries of the page directory, all of whose entries map

@@ -57,17 +57,7 @@ impl Machine {
 
     /// The same, on a processor that may need its executable pages small.
     pub fn with(blocks: u64, pages_max: u32, split_executable: bool) -> Machine {
-        Machine::configured(
-            blocks,
-            Config {
-                physical_address_bits: 40,
-                gib_pages: true,
-                mark_mmio: true,
-                split_executable,
-                pages_max,
-                vcpus: 1,
-            },
-        )
+        Machine::configured(blocks, Config { split_executable, ..config(pages_max, 1) })
     }
 
     /// With everything told.
@@ -257,6 +247,18 @@ pub fn identity(machine: &Machine, root: u64, blocks: u64) -> Paging {
 
 /// `cases` random guests, or as many as PROPTEST_CASES says.
 pub fn random_guests(cases: u32) -> ProptestConfig {
-    let config = ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::default() };
+    let config = ProptestConfig::default();
     if std::env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
+}
+
+/// A guest on a processor of 40 address bits, with every feature.
+pub const fn config(pages_max: u32, vcpus: u32) -> Config {
+    Config {
+        physical_address_bits: 40,
+        gib_pages: true,
+        mark_mmio: true,
+        split_executable: false,
+        pages_max,
+        vcpus,
+    }
 }

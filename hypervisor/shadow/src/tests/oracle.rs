@@ -8,7 +8,7 @@ use memory::{Gpa, GuestMemory, Gva};
 use proptest::prelude::*;
 
 use super::architecture::{Controls, Path, permitted};
-use super::machine::{Landed, Machine, WRITE, random_guests};
+use super::machine::{Landed, Machine, WRITE, config, random_guests};
 use crate::paging::bits;
 use crate::{Access, Config, Kind, Mode, PAGES_MIN, Paging, walk};
 
@@ -28,6 +28,12 @@ enum Step {
         page: u64,
         spot: u64,
         value: u64,
+    },
+    /// A device, as a kernel does for mprotect or for ageing, changes one bit of an entry.
+    Toggle {
+        page: u64,
+        spot: u64,
+        bit: u64,
     },
     /// The guest writes the page at an address; if that is a table, an entry.
     Store {
@@ -79,10 +85,12 @@ fn access() -> impl Strategy<Value = Access> {
         .prop_map(|(kind, user)| Access { kind, user, smap_overridden: false })
 }
 
-fn step(races: bool) -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..PAGES, 0..4_u64, value()).prop_map(|(page, spot, value)| Step::Device { page, spot, value }),
         4 => (0..ADDRESSES, 0..4_u64, value()).prop_map(|(at, spot, value)| Step::Store { at, spot, value }),
+        4 => (0..PAGES, 0..4_u64, prop::sample::select(vec![bits::W, bits::U, bits::NX, bits::A, bits::D]))
+            .prop_map(|(page, spot, bit)| Step::Toggle { page, spot, bit }),
         12 => (0..ADDRESSES, access()).prop_map(|(at, access)| Step::Access(at, access)),
         3 => (0..ADDRESSES).prop_map(Step::Invlpg),
         1 => Just(Step::Flush),
@@ -90,9 +98,13 @@ fn step(races: bool) -> impl Strategy<Value = Step> {
         1 => any::<(bool, bool, bool)>().prop_map(|(wp, smep, smap)| Step::Bits(wp, smep, smap)),
         1 => (1..30_u32).prop_map(Step::Reclaim),
         1 => Just(Step::Switch),
-        2 * u32::from(races) => (0..ADDRESSES, access(), 0..PAGES, 0..4_u64, value())
-            .prop_map(|(at, access, page, spot, value)| Step::Race { at, access, page, spot, value }),
     ]
+}
+
+fn step_or_race() -> impl Strategy<Value = Step> {
+    let race = (0..ADDRESSES, access(), 0..PAGES, 0..4_u64, value())
+        .prop_map(|(at, access, page, spot, value)| Step::Race { at, access, page, spot, value });
+    prop_oneof![15 => step(), 1 => race]
 }
 
 /// Address number `at`: few indices at each level, so that paths meet.
@@ -157,6 +169,11 @@ impl Oracle {
             Mode::TwoLevel => machine.poke_u32(gpa, if large { aligned(22) } else { value } as u32),
             _ => machine.poke(gpa, if large { aligned(21) } else { value }),
         }
+    }
+
+    fn device_write(&mut self, machine: &mut Machine, gpa: u64, value: u64) {
+        machine.mmu.before_write(&machine.host, Gpa(gpa).page());
+        self.write(machine, gpa, value);
     }
 
     /// When the leaf of `span_shift` bits that covers address `at` was last flushed: with the whole of a large
@@ -240,17 +257,7 @@ fn registers(paging: Paging, k: u64) -> Paging {
 }
 
 fn run(mode: Mode, pages_max: u32, split_executable: bool, steps: &[Step]) {
-    let mut machine = Machine::configured(
-        4,
-        Config {
-            physical_address_bits: 40,
-            gib_pages: true,
-            mark_mmio: true,
-            split_executable,
-            pages_max,
-            vcpus: 2,
-        },
-    );
+    let mut machine = Machine::configured(4, Config { split_executable, ..config(pages_max, 2) });
     let mut paging = Paging {
         mode,
         nxe: true,
@@ -276,16 +283,17 @@ fn run(mode: Mode, pages_max: u32, split_executable: bool, steps: &[Step]) {
         oracle.now += 1;
         match *step {
             Step::Device { page, spot, value } => {
+                oracle.device_write(&mut machine, entry_at(mode, pool(page), spot), value);
+            }
+            Step::Toggle { page, spot, bit } => {
                 let gpa = entry_at(mode, pool(page), spot);
-                machine.mmu.before_write(&machine.host, Gpa(gpa).page());
-                oracle.write(&machine, gpa, value);
+                let value = oracle.load(&machine, gpa) ^ bit;
+                oracle.device_write(&mut machine, gpa, value);
             }
             Step::Race { at, access, page, spot, value } => {
                 let gva = address(mode, at);
                 let found = walk::walk(&machine.cpu.paging, &machine.host.ram, gva, access);
-                let gpa = entry_at(mode, pool(page), spot);
-                machine.mmu.before_write(&machine.host, Gpa(gpa).page());
-                oracle.write(&machine, gpa, value);
+                oracle.device_write(&mut machine, entry_at(mode, pool(page), spot), value);
                 if let Ok(found) = found {
                     machine.ready();
                     machine.mmu.fill(&machine.host, &machine.cpu, gva, access, &found);
@@ -336,48 +344,48 @@ proptest! {
     #![proptest_config(random_guests(150))]
 
     #[test]
-    fn four_level(steps in prop::collection::vec(step(false), 1..100)) {
+    fn four_level(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::FourLevel, 256, false, &steps);
     }
 
     #[test]
-    fn four_level_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
+    fn four_level_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::FourLevel, PAGES_MIN, false, &steps);
     }
 
     #[test]
-    fn four_level_with_executable_pages_split(steps in prop::collection::vec(step(false), 1..100)) {
+    fn four_level_with_executable_pages_split(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::FourLevel, 64, true, &steps);
     }
 
     #[test]
-    fn five_level(steps in prop::collection::vec(step(false), 1..100)) {
+    fn five_level(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::FiveLevel, 64, false, &steps);
     }
 
     #[test]
-    fn pae(steps in prop::collection::vec(step(false), 1..100)) {
+    fn pae(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::Pae, 256, false, &steps);
     }
 
     #[test]
-    fn pae_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
+    fn pae_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::Pae, PAGES_MIN, false, &steps);
     }
 
     #[test]
-    fn two_level(steps in prop::collection::vec(step(false), 1..100)) {
+    fn two_level(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::TwoLevel, 256, false, &steps);
     }
 
     #[test]
-    fn two_level_in_the_smallest_cache(steps in prop::collection::vec(step(false), 1..100)) {
+    fn two_level_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..100)) {
         run(Mode::TwoLevel, PAGES_MIN, false, &steps);
     }
 
     #[test]
     #[ignore = "guests have one vCPU yet; with more, `fill` must check each entry before it links by it"]
-    fn four_level_with_races(steps in prop::collection::vec(step(true), 1..100)) {
+    fn four_level_with_races(steps in prop::collection::vec(step_or_race(), 1..100)) {
         run(Mode::FourLevel, 256, false, &steps);
     }
 }

@@ -3,23 +3,13 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{BLOCKS, FLAGS, PD, PDPT, PML4, PT, TOP, guest_on};
-use super::machine::{Landed, Machine, READ, WRITE};
+use super::machine::{Landed, Machine, READ, WRITE, config};
 use crate::paging::bits;
-use crate::{Access, Config, Fill, walk};
+use crate::{Access, Fill, walk};
 
 /// The guest on a machine with two vCPUs, of which the first runs.
 pub fn two_vcpus() -> Machine {
-    guest_on(Machine::configured(
-        BLOCKS,
-        Config {
-            physical_address_bits: 40,
-            gib_pages: true,
-            mark_mmio: true,
-            split_executable: false,
-            pages_max: 256,
-            vcpus: 2,
-        },
-    ))
+    guest_on(Machine::configured(BLOCKS, config(256, 2)))
 }
 
 /// One vCPU's fault at `TOP`, with `meanwhile` between its walk and its fill.

@@ -23,6 +23,17 @@ fn good(machine: &Machine) -> bool {
     machine.cpu.is_good(machine.host.generation.get())
 }
 
+/// A guest that used two roots and runs on the second; the first.
+fn on_the_second_of_two_roots() -> (Machine, Paging) {
+    let mut machine = guest();
+    let (a, b) = (root(&machine, 0), root(&machine, 1));
+    for paging in [a, b] {
+        machine.set_paging(paging);
+        machine.access(Gva(TOP), READ);
+    }
+    (machine, a)
+}
+
 #[test]
 fn h14_a_cached_root_keeps_its_tag_and_needs_no_flush() {
     let mut machine = guest();
@@ -42,12 +53,7 @@ fn h14_a_cached_root_keeps_its_tag_and_needs_no_flush() {
 
 #[test]
 fn h14_what_was_taken_away_meanwhile_is_flushed_from_every_tag() {
-    let mut machine = guest();
-    let (a, b) = (root(&machine, 0), root(&machine, 1));
-    machine.set_paging(a);
-    machine.access(Gva(TOP), READ);
-    machine.set_paging(b);
-    machine.access(Gva(TOP), READ);
+    let (mut machine, a) = on_the_second_of_two_roots();
     // The first root's table is edited under the second.
     machine.store(Gva(0x2_3000), 0x60_0000 | FLAGS);
     machine.set_paging(a);
@@ -81,12 +87,7 @@ fn h14_a_tag_that_changes_its_root_is_flushed() {
 
 #[test]
 fn h14_a_root_made_anew_does_not_inherit_a_tag() {
-    let mut machine = guest();
-    let (a, b) = (root(&machine, 0), root(&machine, 1));
-    machine.set_paging(a);
-    machine.access(Gva(TOP), READ);
-    machine.set_paging(b);
-    machine.access(Gva(TOP), READ);
+    let (mut machine, a) = on_the_second_of_two_roots();
     // The idle root goes; another one takes its descriptor, and its frames.
     machine.mmu.reclaim(&machine.host, 100);
     machine.set_paging(root(&machine, 2));
