@@ -19,7 +19,7 @@ pub const STILL_NS: u64 = 500_000_000;
 pub trait Screen {
     /// One line.
     fn line(&mut self, head: &[u8], text: &[u8]);
-    /// A piece of a line: see [`Open::piece`].
+    /// A piece of a line: see [`crate::host::serial::Open::piece`].
     fn piece(&mut self, writer: Writer, head: &[&[u8]], text: &[u8], ends: bool);
     /// Whether the unfinished line is this writer's.
     fn is_open_by(&self, writer: Writer) -> bool;
