@@ -16,6 +16,9 @@ const PAGES: u64 = 10;
 const ADDRESSES: u64 = 16;
 const ALL: u64 = bits::P | bits::W | bits::U | bits::A | bits::D;
 
+/// What a toggle changes; the last is reserved in PAE tables, and nobody's in others.
+const TOGGLED: [u64; 6] = [bits::W, bits::U, bits::NX, bits::A, bits::D, 1 << 52];
+
 /// Page `p` of the pool of tables, which lies in two blocks.
 fn pool(p: u64) -> u64 {
     0x20_0000 + (p & 1) * 0x20_0000 + (p >> 1) * 0x1000
@@ -46,8 +49,13 @@ enum Step {
     Flush,
     /// MOV to CR3.
     Root(u64),
-    /// CR0.WP, CR4.SMEP, CR4.SMAP.
-    Bits(bool, bool, bool),
+    /// CR0.WP, CR4.SMEP, CR4.SMAP, EFER.NXE.
+    Bits {
+        wp: bool,
+        smep: bool,
+        smap: bool,
+        nxe: bool,
+    },
     Reclaim(u32),
     /// The other vCPU runs, on its own root.
     Switch,
@@ -89,13 +97,14 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..PAGES, 0..4_u64, value()).prop_map(|(page, spot, value)| Step::Device { page, spot, value }),
         4 => (0..ADDRESSES, 0..4_u64, value()).prop_map(|(at, spot, value)| Step::Store { at, spot, value }),
-        4 => (0..PAGES, 0..4_u64, prop::sample::select(vec![bits::W, bits::U, bits::NX, bits::A, bits::D]))
+        4 => (0..PAGES, 0..4_u64, prop::sample::select(TOGGLED.to_vec()))
             .prop_map(|(page, spot, bit)| Step::Toggle { page, spot, bit }),
         12 => (0..ADDRESSES, access()).prop_map(|(at, access)| Step::Access(at, access)),
         3 => (0..ADDRESSES).prop_map(Step::Invlpg),
         1 => Just(Step::Flush),
         1 => (0..PAGES).prop_map(Step::Root),
-        1 => any::<(bool, bool, bool)>().prop_map(|(wp, smep, smap)| Step::Bits(wp, smep, smap)),
+        1 => any::<(bool, bool, bool, bool)>()
+            .prop_map(|(wp, smep, smap, nxe)| Step::Bits { wp, smep, smap, nxe }),
         1 => (1..30_u32).prop_map(Step::Reclaim),
         1 => Just(Step::Switch),
     ]
@@ -213,7 +222,7 @@ impl Oracle {
                 wp: paging.wp,
                 smep: paging.smep,
                 smap: paging.smap,
-                xd: self.mode != Mode::TwoLevel,
+                xd: paging.nxe && self.mode != Mode::TwoLevel,
             };
             base + (gva.0 & ((1 << span_shift) - 1)) == q.landed
                 && permitted(controls, path, q.access)
@@ -322,8 +331,8 @@ fn run(mode: Mode, pages_max: u32, split_executable: bool, steps: &[Step]) {
                 machine.set_paging(paging);
                 oracle.since.flush = oracle.now;
             }
-            Step::Bits(wp, smep, smap) => {
-                paging = Paging { wp, smep, smap, ..paging };
+            Step::Bits { wp, smep, smap, nxe } => {
+                paging = Paging { wp, smep, smap, nxe, ..paging };
                 machine.set_paging(paging);
                 oracle.since.flush = oracle.now;
             }
