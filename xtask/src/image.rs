@@ -20,7 +20,7 @@ const IN_USE: Duration = Duration::from_secs(3600);
 ///
 /// The `bootloader` crate builds its stages with `-Zbuild-std`, hence `RUSTC_BOOTSTRAP` for this one build. Its
 /// nested builds wait for ever on their own lock when `CARGO_TARGET_DIR` is set, and our flags would spoil them.
-fn tool() -> Result<PathBuf> {
+pub fn tool() -> Result<PathBuf> {
     let folder = workspace::root().join("boot/image");
     workspace::must_succeed(
         workspace::cargo()

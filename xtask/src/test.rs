@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use xtask::{
-    hypervisor,
+    hypervisor, image,
     packages::{self, Need},
     progress::stage,
 };
@@ -38,8 +38,7 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
         } else {
             if suite.emulators {
                 packages::ensure(&[Need::Bochs, Need::Qemu, Need::Ovmf])?;
-                // Once, with its progress in view, not inside the first test that needs it.
-                if let Err(error) = stage("building the hypervisor", hypervisor::build) {
+                if let Err(error) = build_what_boots() {
                     totals.fail(format!("{}: {error:#}", suite.name));
                     continue;
                 }
@@ -59,6 +58,13 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
     }
     println!("{totals}");
     Ok(if totals.failures.is_empty() && !totals.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Once, with its progress in view, not inside the first test that needs it.
+fn build_what_boots() -> Result<()> {
+    stage("building the hypervisor", hypervisor::build)?;
+    stage("building the image tool and the loader's stages", image::tool)?;
+    Ok(())
 }
 
 impl Suite {
