@@ -36,14 +36,7 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.list {
             suite.list(filter, &mut totals);
         } else {
-            if suite.emulators {
-                packages::ensure(&[Need::Bochs, Need::Qemu, Need::Ovmf])?;
-                if let Err(error) = build_what_boots() {
-                    totals.fail(format!("{}: {error:#}", suite.name));
-                    continue;
-                }
-            }
-            suite.run(filter, &mut totals);
+            suite.run(filter, &mut totals)?;
         }
     }
     if arguments.list {
@@ -68,15 +61,23 @@ fn build_what_boots() -> Result<()> {
 }
 
 impl Suite {
-    fn run(&self, filter: Option<&str>, totals: &mut Totals) {
-        let binaries = stage(&format!("building the {} tests", self.name), || self.build(totals));
-        for binary in binaries {
+    fn run(&self, filter: Option<&str>, totals: &mut Totals) -> Result<()> {
+        let mut binaries = stage(&format!("building the {} tests", self.name), || self.build(totals));
+        if filter.is_some() {
             // A page of programs that have nothing to run would hide the one that has.
-            if filter.is_some() && binary.names(filter).is_empty() {
-                continue;
+            binaries.retain(|binary| !binary.names(filter).is_empty());
+        }
+        if self.emulators && !binaries.is_empty() {
+            packages::ensure(&[Need::Bochs, Need::Qemu, Need::Ovmf])?;
+            if let Err(error) = build_what_boots() {
+                totals.fail(format!("{}: {error:#}", self.name));
+                return Ok(());
             }
+        }
+        for binary in binaries {
             binary.run(self, filter, totals);
         }
+        Ok(())
     }
 
     fn list(&self, filter: Option<&str>, totals: &mut Totals) {
