@@ -43,7 +43,7 @@ pub fn scan(machine: &Machine) {
         let frame = Pfn((raw & bits::FRAME) >> 12);
         if level == 1 || raw & bits::PS != 0 {
             assert!(machine.host.owned(frame).is_some(), "H10: not this guest's: {}", place());
-            assert!(level == 1 || frame.0 % 512 == 0, "PAT or a bad frame: {}", place());
+            assert!(level == 1 || frame.0.is_multiple_of(512), "PAT or a bad frame: {}", place());
         } else {
             assert!(tables.contains(&frame), "points to no live table: {}", place());
         }
@@ -91,7 +91,7 @@ fn h32_the_guests_cache_attributes_never_reach_an_spte() {
     };
     let (pwt, pcd) = (1 << 3, 1 << 4);
     for combination in 0..8 {
-        let attributes = (combination & 1) * pwt | (combination >> 1 & 1) * pcd;
+        let attributes = ((combination & 1) * pwt) | ((combination >> 1 & 1) * pcd);
         let pat = combination >> 2 & 1;
         let mut machine = guest();
         for entry in [PML4, PML4 + 8, PML4 + 0x1000, PDPT, PD] {

@@ -293,7 +293,7 @@ fn h23_pieces_of_large_mmio_pages_stay_within_the_cap() {
     machine.poke(PML4 + 0x10, 0x5_0000 | FLAGS);
     machine.poke(0x5_0000, 0x5_1000 | FLAGS);
     for i in 0..512 {
-        machine.poke(0x5_1000 + 8 * i, (1 << 32) + (i << 29) | FLAGS | bits::PS);
+        machine.poke(0x5_1000 + 8 * i, ((1 << 32) + (i << 29)) | FLAGS | bits::PS);
     }
     for i in 0..512 {
         let landed = machine.access(Gva(2 * TOP + (i << 21)), WRITE);

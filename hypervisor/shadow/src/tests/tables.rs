@@ -116,21 +116,15 @@ fn h09_low_address_bits_of_a_large_page_are_reserved() {
 #[test]
 fn h09_a_reserved_bit_of_a_neighbour_or_of_a_later_value_is_not_overlooked() {
     // XD without EFER.NXE; in PAE tables also the ignored bits of other modes.
-    let four_level = |machine: &mut Machine| {
-        machine.set_paging(Paging { nxe: false, ..machine.cpu.paging });
-        TOP
-    };
-    let pae = |machine: &mut Machine| {
-        let pdptes = [PD | bits::P, 0, 0, 0];
-        machine.set_paging(Paging { mode: Mode::Pae, cr3: 0x1_a000, pdptes, ..machine.cpu.paging });
-        0
-    };
-    let modes: [(&dyn Fn(&mut Machine) -> u64, u64); 3] =
-        [(&four_level, bits::NX), (&pae, 1 << 52), (&pae, 1 << 62)];
-    for (mode, reserved) in modes {
+    for (mode, reserved) in [(Mode::FourLevel, bits::NX), (Mode::Pae, 1 << 52), (Mode::Pae, 1 << 62)] {
         let mut machine = guest();
         machine.poke(PT + 8, machine.peek(PT + 8) | reserved);
-        let base = mode(&mut machine);
+        let paging = Paging { mode, nxe: false, ..machine.cpu.paging };
+        let (paging, base) = match mode {
+            Mode::Pae => (Paging { cr3: 0x1_a000, pdptes: [PD | bits::P, 0, 0, 0], ..paging }, 0),
+            _ => (paging, TOP),
+        };
+        machine.set_paging(paging);
         let is_reserved = |landed| matches!(landed, Landed::Fault(fault) if fault.code.0 == 9);
         assert_eq!(machine.access(Gva(base), READ), Landed::Ram(Gpa(0x20_0000)));
         assert!(is_reserved(machine.access(Gva(base + 0x1000), READ)), "beside: {reserved:#x}");
