@@ -290,6 +290,7 @@ impl Vcpu {
         if !self.mmu.is_good(generation) {
             core.invvpid.flush_context(self.vpid_base + self.mmu.tag() as u16);
             self.mmu.flushed(generation);
+            core.writer.count(Event::FlushLocal);
         }
         // SAFETY: the VMCS is this vCPU's and current; its controls and state are ours, with CR3 a shadow root that
         // leads to this guest's frames alone; the host state is this core's; interrupts are off.

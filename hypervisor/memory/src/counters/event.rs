@@ -30,34 +30,23 @@ macro_rules! events {
 }
 
 events! {
-    Entry "entries" "entries into a guest";
     EntryAborted "entries_aborted" "entries given up for a request that arrived on the way in";
     Idle "idle" "times a core had no guest to run";
     SliceEnd "slice_ends" "time slices used up";
     VcpuSwitch "vcpu_switches" "times a core changed to another vCPU";
     FaultShadow "faults_shadow" "page faults of the shadow tables, filled without the guest's knowledge";
     FaultGuest "faults_guest" "page faults that were the guest's own, reflected";
-    FaultSpurious "faults_spurious" "page faults that another core had already mended";
-    FaultRetry "faults_retried" "page faults begun anew because a guest entry changed or frames ran short";
     Fill "fills" "shadow entries that were filled";
     Prefill "prefills" "shadow entries filled ahead of their first access";
     PageCreated "pages_created" "shadow pages created";
-    PageReused "pages_reused" "shadow pages found by their role and linked again";
     Zap "zaps" "shadow pages zapped";
     Sync "syncs" "shadow pages brought up to date with the guest's table";
-    SyncedEntry "synced_entries" "shadow entries that a sync changed";
     Unsync "unsyncs" "shadow pages whose guest table was made writable";
-    TableWrite "table_writes" "guest writes to shadowed tables that were emulated";
-    LargeSplit "large_splits" "large guest pages mapped by small shadow entries";
-    RootFound "roots_found" "CR3 writes that found their root in the cache";
-    RootMade "roots_made" "CR3 writes that needed a new root";
     Invlpg "invlpgs" "addresses invalidated at a guest's request";
     FlushLocal "flushes_local" "TLB tags flushed by their own core";
     ShootDown "shoot_downs" "flushes that other cores had to take part in";
-    Kick "kicks" "kicks sent to make another core leave its guest";
     Reclaim "reclaims" "batches of shadow pages reclaimed";
     ReclaimedPage "reclaimed_pages" "shadow pages reclaimed";
-    Thrash "thrash" "shadow pages made again soon after they were reclaimed";
     FramesShort "frames_short" "reservations of frames that were refused at first";
     Mmio "mmio" "accesses to device memory that were emulated";
     MmioMarked "mmio_marked" "accesses to device memory recognised by the mark in the shadow entry";
@@ -68,8 +57,6 @@ events! {
     Interrupt "interrupts" "external interrupts injected";
     Exception "exceptions" "exceptions injected";
     NmiInjected "nmis_injected" "non-maskable interrupts injected";
-    Reinjected "reinjected" "events delivered again after a fault of ours had stopped their delivery";
-    InterruptWindow "interrupt_windows" "waits for a guest to accept an interrupt";
     GuestEnded "guests_ended" "guests that ended by themselves";
     GuestStopped "guests_stopped" "guests stopped for what they did";
 }
