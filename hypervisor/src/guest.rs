@@ -1,8 +1,8 @@
 //! One guest: its memory, its shadow MMU, its devices, its processor model.
 
 pub mod account;
-pub mod life;
 pub mod budget;
+pub mod life;
 pub mod ram;
 pub mod registry;
 pub mod shadow;

@@ -25,10 +25,6 @@ struct Block {
     shadow_pages: Slot,
     events: [AtomicU64; Event::ALL.len()],
     exits: [AtomicU64; EXIT_REASONS],
-    /// NMI and machine-check handlers interrupt their core's writer at any instruction, so each has a field
-    /// that nobody else writes.
-    nmis: AtomicU64,
-    machine_checks: AtomicU64,
     /// Set once the block has its writer.
     taken: AtomicBool,
 }
@@ -39,8 +35,6 @@ impl Block {
             shadow_pages: Slot::new(),
             events: [const { AtomicU64::new(0) }; Event::ALL.len()],
             exits: [const { AtomicU64::new(0) }; EXIT_REASONS],
-            nmis: AtomicU64::new(0),
-            machine_checks: AtomicU64::new(0),
             taken: AtomicBool::new(false),
         }
     }
@@ -85,20 +79,6 @@ impl Counters {
         (!taken).then(|| Writer { block, allocated: Cell::new(0), freed: Cell::new(0) })
     }
 
-    /// Counts an NMI. For `core`'s NMI handler only; NMIs do not nest.
-    pub fn nmi(&self, core: usize) {
-        if let Some(block) = self.blocks.get(core) {
-            bump(&block.nmis, 1);
-        }
-    }
-
-    /// Counts a machine check. For `core`'s handler only; machine checks do not nest.
-    pub fn machine_check(&self, core: usize) {
-        if let Some(block) = self.blocks.get(core) {
-            bump(&block.machine_checks, 1);
-        }
-    }
-
     /// How many shadow pages live, over all cores, without a lock.
     #[must_use]
     pub fn shadow_pages(&self) -> Population {
@@ -115,7 +95,8 @@ impl Counters {
     #[must_use]
     pub fn exits(&self, basic_reason: u16) -> u64 {
         let shown = ExitCounter::new(basic_reason);
-        let shown = ExitCounter::all().find(|(exit, ..)| shown.counts_as(*exit)).map_or(shown, |(exit, ..)| exit);
+        let shown =
+            ExitCounter::all().find(|(exit, ..)| shown.counts_as(*exit)).map_or(shown, |(exit, ..)| exit);
         self.exits_as(shown)
     }
 
@@ -132,7 +113,7 @@ impl Counters {
         })
     }
 
-    /// Every counter in turn: events, NMIs and machine checks, exits by reason, in the order they are
+    /// Every counter in turn: events, exits by reason, in the order they are
     /// declared. For the console and dumps; takes no lock.
     pub fn totals(&self) -> impl Iterator<Item = Total> + '_ {
         let events = Event::ALL.into_iter().map(|event| Total {
@@ -140,24 +121,12 @@ impl Counters {
             description: event.description(),
             sum: self.event(event),
         });
-        let handlers = [
-            Total {
-                name: "nmis",
-                description: "non-maskable interrupts taken by the host",
-                sum: self.sum(|block| &block.nmis),
-            },
-            Total {
-                name: "machine_checks",
-                description: "machine checks taken by the host",
-                sum: self.sum(|block| &block.machine_checks),
-            },
-        ];
         let exits = ExitCounter::all().map(|(exit, name, description)| Total {
             name,
             description,
             sum: self.exits_as(exit),
         });
-        events.chain(handlers).chain(exits)
+        events.chain(exits)
     }
 
     fn sum(&self, counter: impl Fn(&Block) -> &AtomicU64) -> u64 {
@@ -223,7 +192,6 @@ mod tests {
         assert!(writer.is_some() && counters.writer(0).is_none());
         assert!(counters.writer(1).is_some() && counters.writer(2).is_none());
         assert_eq!((align_of::<Block>(), size_of::<Block>() % 128), (128, 0));
-        counters.nmi(2);
     }
 
     #[test]
@@ -234,14 +202,11 @@ mod tests {
             writer.add(Event::ALL[0], core as u64);
             writer.exit(10);
             writer.exit(0xffff);
-            counters.nmi(core);
         }
         assert_eq!(counters.event(Event::ALL[0]), 3);
         let total = |name| counters.totals().find(|total| total.name == name).unwrap();
-        assert_eq!(total("nmis").sum, 3);
         assert_eq!(total("exit_cpuid").sum, 3);
         assert_eq!(total("exit_other").sum, 3);
-        assert_eq!(total("machine_checks").sum, 0);
     }
 
     #[test]

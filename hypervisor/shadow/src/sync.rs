@@ -53,7 +53,8 @@ impl Mmu {
         let mut table = self.pages[page].table;
         let mut level = self.pages[page].role.level();
         while level > 1 {
-            let Spte::Table(next) = spte::decode(level, host.tables().load(table, shadow_index(level, gva))) else {
+            let Spte::Table(next) = spte::decode(level, host.tables().load(table, shadow_index(level, gva)))
+            else {
                 break;
             };
             table = next;

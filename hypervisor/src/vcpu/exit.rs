@@ -31,7 +31,10 @@ impl Vcpu {
             ExitReason::IO => self.port(core, vmcs),
             ExitReason::RDMSR => self.read_msr(core, vmcs),
             ExitReason::WRMSR => self.write_msr(core, vmcs),
-            ExitReason::PREEMPTION_TIMER | ExitReason::TPR_BELOW_THRESHOLD | ExitReason::NMI_WINDOW | ExitReason::INTERRUPT_WINDOW => {
+            ExitReason::PREEMPTION_TIMER
+            | ExitReason::TPR_BELOW_THRESHOLD
+            | ExitReason::NMI_WINDOW
+            | ExitReason::INTERRUPT_WINDOW => {
                 self.attend();
                 Next::Resume
             }
