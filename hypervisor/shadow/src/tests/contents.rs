@@ -40,6 +40,8 @@ pub fn scan(machine: &Machine) {
         let level = role.level();
         let pat = if level == 1 { bits::PS } else { 0 };
         assert_eq!(raw & (NEVER | pat), 0, "H32: {}", place());
+        let split = mmu.config.split_executable && level > 1 && raw & bits::PS != 0;
+        assert!(!split || raw & bits::NX != 0, "H22: large and executable: {}", place());
         let frame = Pfn((raw & bits::FRAME) >> 12);
         if level == 1 || raw & bits::PS != 0 {
             assert!(machine.host.owned(frame).is_some(), "H10: not this guest's: {}", place());
@@ -56,6 +58,11 @@ pub fn scan(machine: &Machine) {
 
 #[test]
 fn h21_what_maps_nothing_holds_no_frame_number() {
+    assert_eq!(
+        (EMPTY, MMIO),
+        (0, 0x000f_ffff_ffff_f001),
+        "nothing, and every frame bit: no frame that is cached"
+    );
     let mut machine = guest();
     machine.poke(PT, 0xfee0_0000 | FLAGS);
     machine.poke(PT + 8, (0x21_0000 | FLAGS) & !bits::P);

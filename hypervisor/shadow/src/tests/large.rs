@@ -65,6 +65,20 @@ fn h22_no_large_spte_is_executable_on_affected_processors() {
 }
 
 #[test]
+fn h22_a_sync_leaves_no_large_spte_executable_either() {
+    let mut machine = Machine::with(BLOCKS, 256, true);
+    let paging = identity(&machine, PML4, BLOCKS);
+    machine.set_paging(paging);
+    machine.access(Gva(0x20_0000), WRITE);
+    let entry = PML4 + 0x2008;
+    machine.device_store(entry, machine.peek(entry) & !bits::U);
+    machine.flush();
+    machine.audit();
+    assert!(machine.hardware(Gva(0x20_0000), WRITE).is_some(), "still there");
+    assert_eq!(machine.hardware(Gva(0x20_0000), FETCH), None);
+}
+
+#[test]
 fn invlpg_of_one_address_flushes_both_halves_of_a_4_mib_page() {
     let mut machine = Machine::new(6, 256);
     let flags = (FLAGS | bits::PS) as u32;
