@@ -79,8 +79,9 @@ impl Mmu {
         });
         let target = if block.is_some() { 2 } else { 1 };
 
-        let Some((mut page, mut target)) = self.descend(host, root, gva, walk, target) else {
-            return Fill::Short;
+        let (mut page, mut target) = match self.descend(host, cpu, root, gva, walk, target) {
+            Ok(down) => down,
+            Err(outcome) => return outcome,
         };
         let mut block = block.filter(|_| target == 2);
         if let (Some(index), Some(_)) = (guest_page, block)
@@ -88,11 +89,13 @@ impl Mmu {
             && self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0
         {
             // The way down made shadows of tables that lie inside this very block.
-            let Some(down) = self.descend(host, root, gva, walk, 1) else { return Fill::Short };
-            (page, target) = down;
+            (page, target) = match self.descend(host, cpu, root, gva, walk, 1) {
+                Ok(down) => down,
+                Err(outcome) => return outcome,
+            };
             block = None;
         }
-        if self.config.vcpus > 1 && !self.unchanged(host, cpu, gva, walk) {
+        if self.config.vcpus > 1 && !Self::unchanged(host, cpu, gva, walk) {
             self.publish(host);
             return Fill::Changed;
         }
@@ -144,11 +147,12 @@ impl Mmu {
     fn descend<H: Host>(
         &mut self,
         host: &H,
+        cpu: &VcpuMmu,
         root: PageId,
         gva: Gva,
         walk: &Walk,
         mut target: u8,
-    ) -> Option<(PageId, u8)> {
+    ) -> Result<(PageId, u8), Fill> {
         let mut page = root;
         let mut level = self.pages[page].role.level();
         while level > target {
@@ -157,7 +161,7 @@ impl Mmu {
             let found = self.find(host, gfn, role);
             let child = match found {
                 Some(child) => child,
-                None => self.make(host, gfn, role)?,
+                None => self.make(host, gfn, role).ok_or(Fill::Short)?,
             };
             let raw = host.tables().load(self.pages[page].table, index);
             if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
@@ -165,6 +169,14 @@ impl Mmu {
                 // hangs below it (H2).
                 if found.is_some() && !self.unsync.is_empty() {
                     self.sync_from(host, child);
+                }
+                // The table is tracked by now: what its entry says holds until we hear of a change (H3).
+                if self.config.vcpus > 1
+                    && Self::has_entry(self.pages[page].role)
+                    && !Self::entry_unchanged(host, cpu, gva, walk, level)
+                {
+                    self.publish(host);
+                    return Err(Fill::Changed);
                 }
                 self.set_table(host, page, index, child);
                 self.pages.touch(child);
@@ -178,7 +190,7 @@ impl Mmu {
                 }
             }
         }
-        Some((page, target))
+        Ok((page, target))
     }
 
     /// Which table spte `index` of `page` at `level` must point to on the way of `walk`: what [`Mmu::child_of`]
@@ -193,28 +205,38 @@ impl Mmu {
         (gfn, role.child(walk.inherited(level - 1)).with_quadrant(quadrant))
     }
 
-    /// Whether every guest entry that `walk` used still says the same, A and D apart. Asked after the tables
-    /// are tracked: a change from here on is heard of, or may stay unheard until a flush (H3).
-    fn unchanged<H: Host>(&self, host: &H, cpu: &VcpuMmu, gva: Gva, walk: &Walk) -> bool {
-        let top = match cpu.paging.mode {
-            Mode::Off => return true,
+    /// Whether every guest entry that `walk` used still says the same.
+    fn unchanged<H: Host>(host: &H, cpu: &VcpuMmu, gva: Gva, walk: &Walk) -> bool {
+        let top = Self::top_level(cpu);
+        (walk.level..=top).all(|level| Self::entry_unchanged(host, cpu, gva, walk, level))
+    }
+
+    /// The highest level whose entries lie in the guest's memory; 0 with paging off.
+    fn top_level(cpu: &VcpuMmu) -> u8 {
+        match cpu.paging.mode {
+            Mode::Off => 0,
             Mode::TwoLevel | Mode::Pae => 2,
             Mode::FourLevel => 4,
             Mode::FiveLevel => 5,
+        }
+    }
+
+    /// Whether the guest's entry at `level` that `walk` used still says the same, A and D apart. Asked after its
+    /// table is tracked and shut to the other cores: a change from here on is heard of, or may stay unheard until
+    /// a flush (H3).
+    fn entry_unchanged<H: Host>(host: &H, cpu: &VcpuMmu, gva: Gva, walk: &Walk, level: u8) -> bool {
+        let top = Self::top_level(cpu);
+        let index = cpu.paging.guest_index(level, gva);
+        let table = if level == top && cpu.paging.mode != Mode::Pae {
+            cpu.paging.root_gfn()
+        } else {
+            cpu.paging.table_gfn(walk.entry(level + 1))
         };
-        (walk.level..=top).all(|level| {
-            let index = cpu.paging.guest_index(level, gva);
-            let table = if level == top && cpu.paging.mode != Mode::Pae {
-                cpu.paging.root_gfn()
-            } else {
-                cpu.paging.table_gfn(walk.entry(level + 1))
-            };
-            let now = walk::load_entry(&cpu.paging, host.guest(), table, index);
-            let then = walk.entry(level);
-            // A and D may have been set meanwhile, but not cleared; D counts in the leaf alone.
-            let cleared = then & !now & if level == walk.level { bits::A | bits::D } else { bits::A };
-            (now ^ then) & !(bits::A | bits::D) == 0 && cleared == 0
-        })
+        let now = walk::load_entry(&cpu.paging, host.guest(), table, index);
+        let then = walk.entry(level);
+        // A and D may have been set meanwhile, but not cleared; D counts in the leaf alone.
+        let cleared = then & !now & if level == walk.level { bits::A | bits::D } else { bits::A };
+        (now ^ then) & !(bits::A | bits::D) == 0 && cleared == 0
     }
 
     /// The guest is about to write a page that holds shadowed tables: lets their shadows fall behind until the

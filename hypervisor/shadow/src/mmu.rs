@@ -19,6 +19,8 @@ use crate::spte::{self, EMPTY, Spte};
 /// Frames that must be in the stash before a fill or a change of root begins: five levels, each a table and
 /// its links.
 pub const FRAMES_PER_OPERATION: usize = 10;
+/// Frames up to which the stash takes more: a few operations' worth.
+const STASH_MAX: usize = 4 * FRAMES_PER_OPERATION;
 /// Shadow pages that one fill or change of root can create.
 pub const PAGES_PER_OPERATION: u32 = 5;
 /// The fewest shadow pages with which a guest makes progress: an instruction that touches pages through four
@@ -131,8 +133,8 @@ impl Mmu {
             strays: [NIL; STRAY_CHAINS],
             unsync_upper: 0,
             unsync: Vec::with_capacity(pages_max as usize),
-            stash: Vec::with_capacity(2 * pages_max as usize + 2 * FRAMES_PER_OPERATION),
-            retired: Vec::with_capacity(pages_max as usize),
+            stash: Vec::with_capacity(2 * pages_max as usize + STASH_MAX),
+            retired: Vec::with_capacity(2 * pages_max as usize + STASH_MAX),
             retired_generation: 0,
             narrowed: false,
             stats: Stats::default(),
@@ -164,13 +166,13 @@ impl Mmu {
         self.stash.len()
     }
 
-    /// Puts a frame into the stash. Gives it back if there is no room, which more frames than the guest could
-    /// ever use would take.
+    /// Puts a frame into the stash. Gives it back if a few operations' worth are there already: beside what all
+    /// pages that the guest may have give back when they are zapped, the stash has room for no more.
     ///
     /// # Errors
     /// The frame itself.
     pub fn provide(&mut self, frame: Pfn) -> Result<(), Pfn> {
-        if self.stash.len() == self.stash.capacity() {
+        if self.stash.len() >= STASH_MAX {
             return Err(frame);
         }
         self.stash.push(frame);
@@ -274,6 +276,11 @@ impl Mmu {
             && let Some(index) = host.slots().index(gfn)
         {
             self.track(host, index);
+            // No core may write the table unheard from here on: what is read next is what holds (H3).
+            if self.config.vcpus > 1 && self.narrowed {
+                self.publish(host);
+                host.shoot_down();
+            }
         }
         host.page_allocated();
         self.stats.pages_made += 1;

@@ -145,10 +145,15 @@ impl Guest {
         let owner = Owner::Shadow(self.id);
         let frame = frames::allocator().alloc_below_4g(owner, Claim::Begun).ok_or(Starved)?;
         let mut mmu = self.mmu.lock();
-        if let Err(frame) = mmu.provide(frame) {
-            drop(mmu);
-            give_back(core, frame, owner);
-            return Err(Starved);
+        // A stash that takes no more has others to give for it.
+        let mut low = Err(frame);
+        while let Err(frame) = low {
+            low = mmu.provide(frame);
+            if low.is_err()
+                && let Some(other) = mmu.take_back()
+            {
+                give_back(core, other, owner);
+            }
         }
         Ok(())
     }

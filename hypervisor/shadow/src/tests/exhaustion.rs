@@ -301,7 +301,6 @@ fn h23_pieces_of_large_mmio_pages_stay_within_the_cap() {
 }
 
 #[test]
-#[ignore = "`provide` counts what lies in the stash alone, not what zapped pages will add"]
 fn the_stash_never_outgrows_its_memory() {
     // Frames handed in while the cache is full, and then everything zapped.
     let mut machine = guest_on(Machine::new(BLOCKS, PAGES_MIN));

@@ -393,7 +393,6 @@ proptest! {
     }
 
     #[test]
-    #[ignore = "guests have one vCPU yet; with more, `fill` must check each entry before it links by it"]
     fn four_level_with_races(steps in prop::collection::vec(step_or_race(), 1..100)) {
         run(Mode::FourLevel, 256, false, &steps);
     }

@@ -54,7 +54,6 @@ fn h03_an_entry_that_changed_between_walk_and_fill() {
 }
 
 #[test]
-#[ignore = "guests have one vCPU yet; with more, `fill` must check each entry before it links by it"]
 fn h03_a_refused_fill_links_nothing_by_an_entry_that_changed() {
     let mut machine = two_vcpus();
     // A second way to the leaf table, so that its shadow is full.
@@ -70,7 +69,6 @@ fn h03_a_refused_fill_links_nothing_by_an_entry_that_changed() {
 }
 
 #[test]
-#[ignore = "guests have one vCPU yet; with more, `fill` must check each entry before it links by it"]
 fn h03_a_table_is_shut_to_the_other_cores_before_its_entry_is_checked() {
     let mut machine = two_vcpus();
     let paging = machine.cpu.paging;
