@@ -318,19 +318,6 @@ impl Controls {
         }
     }
 
-    /// The same controls without the page-backed features that a caller has no page for (TPR shadow: the
-    /// virtual-APIC page; APIC accesses: the APIC-access page; MSR bitmaps).
-    ///
-    /// # Errors
-    /// The processor has no CR8 exits to stand in for the TPR shadow.
-    pub fn without_pages(mut self, capabilities: &Capabilities) -> Result<Self, MissingControl> {
-        adjust(Group::Primary, PRIMARY_CR8_EXITING.bits(), 0, capabilities)?;
-        self.primary.remove(PrimaryControls::USE_TPR_SHADOW | PrimaryControls::USE_MSR_BITMAPS);
-        self.primary.insert(PRIMARY_CR8_EXITING);
-        self.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
-        Ok(self)
-    }
-
     /// The VM-entry controls for a vCPU that is (or is not) in long mode (EFER.LMA).
     #[must_use]
     pub const fn entry_for(&self, long_mode: bool) -> u32 {

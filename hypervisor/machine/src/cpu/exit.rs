@@ -378,44 +378,6 @@ impl ApicAccess {
     }
 }
 
-/// What asked for a task switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TaskSwitchSource {
-    /// CALL.
-    Call,
-    /// IRET.
-    Iret,
-    /// JMP.
-    Jmp,
-    /// A task gate in the IDT.
-    Gate,
-}
-
-/// Exit qualification of a task switch (SDM Vol. 3 "Exit Qualification for Task Switches").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TaskSwitch {
-    /// Selector of the new TSS.
-    pub selector: u16,
-    /// What asked for it.
-    pub source: TaskSwitchSource,
-}
-
-impl TaskSwitch {
-    /// From the exit qualification.
-    #[must_use]
-    pub const fn from_qualification(qualification: u64) -> Self {
-        Self {
-            selector: qualification as u16,
-            source: match qualification >> 30 & 3 {
-                0 => TaskSwitchSource::Call,
-                1 => TaskSwitchSource::Iret,
-                2 => TaskSwitchSource::Jmp,
-                _ => TaskSwitchSource::Gate,
-            },
-        }
-    }
-}
-
 /// Exit qualification of a #DB (SDM Vol. 3 "Exit Qualification for Debug Exceptions").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DebugQualification(pub u64);
@@ -426,48 +388,6 @@ impl DebugQualification {
     #[must_use]
     pub const fn merge_dr6(self, dr6: u64) -> u64 {
         (dr6 & !0xf | self.0 & 0x600f) & 0xffff_ffff & !(1 << 12) | 0xffff_0ff0
-    }
-}
-
-/// Error code of a page fault: the VM-exit interruption error code of a #PF.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageFaultCode(pub u32);
-
-impl PageFaultCode {
-    /// P: a protection violation, not a missing page.
-    pub const PRESENT: u32 = 1 << 0;
-    /// W/R: a write.
-    pub const WRITE: u32 = 1 << 1;
-    /// U/S: a user-mode access.
-    pub const USER: u32 = 1 << 2;
-    /// RSVD: a reserved bit was set in an entry.
-    pub const RESERVED: u32 = 1 << 3;
-    /// I/D: an instruction fetch.
-    pub const FETCH: u32 = 1 << 4;
-
-    /// Whether the access was a write.
-    #[must_use]
-    #[inline]
-    pub const fn write(self) -> bool {
-        self.0 & Self::WRITE != 0
-    }
-    /// Whether it came from user mode.
-    #[must_use]
-    #[inline]
-    pub const fn user(self) -> bool {
-        self.0 & Self::USER != 0
-    }
-    /// Whether it was an instruction fetch.
-    #[must_use]
-    #[inline]
-    pub const fn fetch(self) -> bool {
-        self.0 & Self::FETCH != 0
-    }
-    /// Whether a reserved bit was found: how MMIO marks show themselves.
-    #[must_use]
-    #[inline]
-    pub const fn reserved(self) -> bool {
-        self.0 & Self::RESERVED != 0
     }
 }
 
@@ -503,10 +423,6 @@ mod tests {
         assert_eq!(
             ApicAccess::from_qualification(0x10b0),
             ApicAccess { offset: 0xb0, kind: ApicAccessKind::Write }
-        );
-        assert_eq!(
-            TaskSwitch::from_qualification(0xc000_0028),
-            TaskSwitch { selector: 0x28, source: TaskSwitchSource::Gate }
         );
         assert_eq!(DebugQualification(0x4001).merge_dr6(0xffff_0ff4), 0xffff_4ff1);
     }
