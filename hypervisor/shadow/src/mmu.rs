@@ -10,7 +10,7 @@ use memory::{BLOCK_PAGES, Gfn, Pfn, Slots, TableMemory};
 
 use crate::host::Host;
 use crate::link::{Head, Heads, NIL};
-use crate::pages::{PageId, Pages, SpteId};
+use crate::pages::{PageId, Pages, ShadowPage, SpteId};
 use crate::paging::{Mode, Paging, Rights, bits};
 use crate::rmap::{GuestBlock, GuestPage};
 use crate::role::Role;
@@ -119,6 +119,18 @@ pub struct Mmu {
 }
 
 impl Mmu {
+    /// Bytes of heap that [`Mmu::new`] takes for `ram_pages` pages of guest RAM and up to `pages_max` shadow pages.
+    #[must_use]
+    pub const fn heap_bytes(ram_pages: usize, pages_max: usize) -> usize {
+        let each_page = size_of::<GuestPage>();
+        let each_block = size_of::<GuestBlock>();
+        let each_shadow = size_of::<ShadowPage>() + size_of::<PageId>() + 4 * size_of::<Pfn>();
+        ram_pages * each_page
+            + ram_pages / BLOCK_PAGES as usize * each_block
+            + pages_max * each_shadow
+            + 2 * STASH_MAX * size_of::<Pfn>()
+    }
+
     /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 150 for each
     /// shadow page of `config.pages_max` (raised to [`PAGES_MIN`]).
     #[must_use]

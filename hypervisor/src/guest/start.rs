@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64};
 
 use ::shadow::{Config, Mmu};
 use machine::cpu::control::FixedBits;
@@ -16,7 +16,7 @@ use memory::{BLOCK_PAGES, BLOCK_SIZE, GuestId, Hpa, Owner, Pfn, Slots, block_gfn
 use spin::Mutex;
 
 use super::{CpuModel, Guest, Presence, ram::GuestRam};
-use crate::host::{Host, direct, frames, time};
+use crate::host::{Host, direct, frames, heap, time};
 use crate::schedule::Core;
 use crate::vmx::controls::Feature;
 use crate::vmx::msr::{ARCH_CAPABILITIES, MsrRead, Processor};
@@ -31,6 +31,13 @@ pub enum StartError {
         /// What is left, in MiB.
         free_mib: u64,
     },
+    /// Not enough of the hypervisor's own heap.
+    Heap {
+        /// What its records take, in KiB.
+        wanted_kib: usize,
+        /// What is left, in KiB.
+        free_kib: usize,
+    },
     /// Its files cannot be loaded.
     Load(LoadError),
     /// More guests than there are numbers for.
@@ -44,6 +51,11 @@ impl fmt::Display for StartError {
                 f,
                 "it asks for {wanted_mib} MiB and {free_mib} MiB are free: lower its memory in the manifest, or \
                  give the machine more (--memory)"
+            ),
+            Self::Heap { wanted_kib, free_kib } => write!(
+                f,
+                "the records of its pages take {wanted_kib} KiB of the hypervisor's heap and {free_kib} KiB are free: \
+                 lower its memory or its shadow_cap in the manifest, or give the machine more memory (--memory)"
             ),
             Self::Load(error) => write!(f, "{error}"),
             Self::TooMany => f.write_str("there are more guests than the hypervisor can number"),
@@ -64,6 +76,14 @@ pub fn start(
     package: &Package<'_>,
 ) -> Result<(Arc<Guest>, EntryState), StartError> {
     let id = u16::try_from(place).ok().and_then(GuestId::new).ok_or(StartError::TooMany)?;
+    let cap = config.shadow_cap_frames.map_or(frames::allocator().total_frames() / 4, u64::from);
+    // Two frames for each page: the table and its links.
+    let pages_max = default_pages(config.memory_bytes).min(cap / 2);
+    let ram_pages = config.memory_bytes / memory::PAGE_SIZE;
+    let heap_bytes = Mmu::heap_bytes(ram_pages as usize, pages_max as usize) + OTHER_HEAP_BYTES;
+    if heap_bytes > heap::usage().1 {
+        return Err(StartError::Heap { wanted_kib: heap_bytes >> 10, free_kib: heap::usage().1 >> 10 });
+    }
     let ram = allocate(id, config.memory_bytes)?;
     let layout = RamLayout::split(config.memory_bytes);
     let entry = match load_files(config, package, &layout, &ram) {
@@ -81,16 +101,13 @@ pub fn start(
         }
     };
     let physical_address_bits = model.control.physical_bits;
-    let total = frames::allocator().total_frames();
-    let cap = config.shadow_cap_frames.map_or(total / 4, u64::from);
     let mmu = Mmu::new(
         Config {
             physical_address_bits,
             gib_pages: model.gib_pages,
             mark_mmio: physical_address_bits < 52,
             split_executable: model.split_executable,
-            // Two frames for each page: the table and its links.
-            pages_max: default_pages(config.memory_bytes).min(cap / 2) as u32,
+            pages_max: pages_max as u32,
             vcpus: config.vcpus,
         },
         &ram.slots,
@@ -131,6 +148,10 @@ pub fn start(
 
 /// The time of day at a guest's start: the real-time clock of the host is not read, so that runs repeat.
 const START_OF_TIME_UNIX_S: u64 = 1_700_000_000;
+
+/// What a guest takes of the heap beside its MMU, and room for the pieces that the heap is in: devices, processor
+/// model, configuration, vCPU.
+const OTHER_HEAP_BYTES: usize = 64 * 1024;
 
 /// Shadow pages a guest may have where its manifest sets no cap: one for each 16 pages of its RAM, which is
 /// 32 times what mapping all of it once takes.
@@ -256,7 +277,6 @@ pub fn dispose(guest: &Guest, core: &Core) -> u64 {
     if let Err(error) = frames::allocator().free(core.index, bitmap.page(), Owner::Memory(guest.id)) {
         panic!("{error}");
     }
-    let _ = guest.presence.in_guest.load(Ordering::Relaxed);
     frames::allocator().owned_by(Owner::Shadow(guest.id))
         + frames::allocator().owned_by(Owner::Memory(guest.id))
 }

@@ -26,10 +26,11 @@ unsafe impl GlobalAlloc for LockedHeap {
     }
 }
 
-/// Bytes of heap for a machine of `frames` frames of RAM: 4 MiB, and 8 bytes for each frame's record.
+/// Bytes of heap for a machine of `frames` frames of RAM: 4 MiB, and for each frame its own record (2 bytes) and what
+/// a guest that owns it keeps of it: 8 bytes, and a share of the descriptors of its shadow pages (about 11).
 #[must_use]
 pub const fn bytes_for(frames: u64) -> u64 {
-    (4 * 1024 * 1024 + 8 * frames).next_multiple_of(memory::PAGE_SIZE)
+    (4 * 1024 * 1024 + 24 * frames).next_multiple_of(memory::PAGE_SIZE)
 }
 
 /// Opens the heap.

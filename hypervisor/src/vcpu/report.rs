@@ -24,7 +24,8 @@ struct Lines(heapless::String<200>);
 impl fmt::Write for Lines {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for piece in text.split_inclusive('\n') {
-            let _ = self.0.push_str(piece.trim_end_matches('\n'));
+            // What does not fit into a line is cut.
+            let _ = piece.trim_end_matches('\n').chars().try_for_each(|letter| self.0.push(letter));
             if piece.ends_with('\n') {
                 if !self.0.is_empty() {
                     crate::host::log::raw(format_args!("{}", self.0));
