@@ -11,7 +11,8 @@ use crate::pages::{PageId, Pages, SpteId};
 
 /// No element.
 pub(crate) const NIL: u32 = u32::MAX;
-const HEAD: u32 = 1 << 31;
+/// In place of an element's predecessor: its list's head.
+pub(crate) const HEAD: u32 = 1 << 31;
 
 /// A list's head: an index into the array that the kind of spte implies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,6 +23,16 @@ pub(crate) enum Head {
     Block(u32),
     /// Sptes that point to this shadow page.
     Parents(PageId),
+}
+
+impl Head {
+    /// What the first element of its list has for a predecessor.
+    pub fn mark(self) -> u32 {
+        HEAD | match self {
+            Head::Page(i) | Head::Block(i) => i,
+            Head::Parents(page) => page.0,
+        }
+    }
 }
 
 /// The heads of a guest's reverse map.
@@ -61,12 +72,7 @@ impl Heads<'_> {
     /// Puts `id` first on the list.
     pub fn insert<T: TableMemory>(&mut self, tables: &T, head: Head, id: SpteId) {
         let first = self.get(head);
-        let mark = HEAD
-            | match head {
-                Head::Page(i) | Head::Block(i) => i,
-                Head::Parents(page) => page.0,
-            };
-        self.store(tables, id, mark, first);
+        self.store(tables, id, head.mark(), first);
         if first != NIL {
             let (_, next) = self.load(tables, SpteId(first));
             self.store(tables, SpteId(first), id.0, next);

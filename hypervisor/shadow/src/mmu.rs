@@ -89,7 +89,7 @@ stats! {
 }
 
 /// Whether a frame lies below 4 GiB.
-fn is_low(frame: Pfn) -> bool {
+pub(crate) fn is_low(frame: Pfn) -> bool {
     frame.0 < 1 << 20
 }
 

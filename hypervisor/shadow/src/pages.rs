@@ -123,6 +123,17 @@ impl Pages {
         self.live
     }
 
+    /// Counts the free descriptors; `None` if their list does not end.
+    pub fn count_free(&self) -> Option<u32> {
+        let mut count = 0;
+        let mut at = self.free;
+        while at != NIL && count <= self.capacity() {
+            count += 1;
+            at = self.pages[at as usize].chain;
+        }
+        (at == NIL).then_some(count)
+    }
+
     /// Makes a descriptor live; `None` when all are.
     pub fn allocate(&mut self, table: Pfn, links: Pfn, gfn: Gfn, role: Role) -> Option<PageId> {
         let id = self.free;

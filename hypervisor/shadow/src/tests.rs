@@ -2,6 +2,7 @@
 //! guests, some written by hand and some random.
 
 mod architecture;
+mod audit;
 mod contents;
 mod dirty;
 mod exhaustion;
