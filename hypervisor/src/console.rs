@@ -5,6 +5,7 @@
 //! the escape key. Guests' cores only print; the boot core alone reads keys, carries out commands and keeps the port
 //! busy, in [`chores`].
 
+mod audit;
 mod command;
 mod input;
 mod json;
@@ -73,6 +74,7 @@ pub fn open(manifest: &Manifest) {
     *TEXTS.lock() = guests.map(|(place, guest)| Text::new(Writer(place as u16), &guest.name)).collect();
     serial::go_on_in_background();
     stats::every(manifest.hypervisor.stats_interval_ms);
+    audit::every(manifest.hypervisor.audit_interval_ms);
     if manifest.hypervisor.interactive {
         input::open(manifest);
         INTERACTIVE.store(true, Ordering::Relaxed);
@@ -162,7 +164,7 @@ pub fn patience_tsc(core: usize) -> u64 {
 }
 
 /// What the boot core does between slices: sends, reads keys, carries out commands, looks after unfinished lines,
-/// prints statistics.
+/// prints statistics, audits.
 pub fn chores(core: &Core) {
     serial::pump();
     if INTERACTIVE.load(Ordering::Relaxed) {
@@ -171,7 +173,7 @@ pub fn chores(core: &Core) {
     let now_ns = time::now_ns();
     if now_ns >= NEXT_CHORE_NS.load(Ordering::Relaxed) {
         settle(now_ns);
-        let next_ns = stats::tick(now_ns).min(now_ns + SETTLE_NS);
+        let next_ns = stats::tick(now_ns).min(audit::tick(core, now_ns)).min(now_ns + SETTLE_NS);
         NEXT_CHORE_NS.store(next_ns, Ordering::Relaxed);
     }
 }

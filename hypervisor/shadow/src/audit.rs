@@ -39,6 +39,15 @@ impl core::fmt::Display for Violation {
     }
 }
 
+/// What an audit of everything looked at, and found right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// Shadow pages.
+    pub pages: u32,
+    /// Sptes in them that are not empty.
+    pub sptes: u64,
+}
+
 /// What the tables hold, and what of it the lists lead to: in the end the two agree.
 #[derive(Default)]
 struct Tally {
@@ -115,11 +124,13 @@ impl Mmu {
     ///
     /// # Errors
     /// The first violation found.
-    pub fn audit_all<H: Host>(&mut self, host: &H) -> Result<(), Violation> {
+    pub fn audit_all<H: Host>(&mut self, host: &H) -> Result<Audited, Violation> {
         self.audit(host)?;
+        let mut sptes = 0;
         let mut next = self.pages.oldest();
         while let Some(id) = next {
             let page = &self.pages[id];
+            sptes += page.present.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
             for index in (0..512).filter(|index| page.present[index >> 6] >> (index & 63) & 1 == 0) {
                 let spte = host.tables().load(page.table, index);
                 if spte != EMPTY {
@@ -133,16 +144,16 @@ impl Mmu {
             self.audit_head(host, Head::Page(index))?;
             let first = self.guest_pages[index as usize].shadows;
             if first != NIL && self.live(first).is_none() {
-                return of_page(first, CHAINS);
+                of_page(first, CHAINS)?;
             }
         }
         for index in 0..self.guest_blocks.len() as u32 {
             self.audit_head(host, Head::Block(index))?;
         }
         if self.pages.count_free() != Some(self.pages.capacity() - self.pages.live()) {
-            return of_page(NIL, "a descriptor is either free or live");
+            of_page(NIL, "a descriptor is either free or live")?;
         }
-        Ok(())
+        Ok(Audited { pages: self.pages.live(), sptes })
     }
 
     /// The live page with this number.

@@ -41,7 +41,7 @@ mod zap;
 #[cfg(test)]
 mod tests;
 
-pub use audit::Violation;
+pub use audit::{Audited, Violation};
 pub use fill::Fill;
 pub use host::Host;
 pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, Stats};

@@ -13,6 +13,8 @@ pub enum Command {
     List,
     /// What was counted.
     Stats,
+    /// Check every shadow page of every guest.
+    Audit,
     /// End a guest; `None`: the one with the focus.
     Stop(Option<usize>),
     /// End a guest, if it runs, and start it again; `None`: the one with the focus.
@@ -118,6 +120,7 @@ pub fn parse<'a>(
         "previous" | "prev" | "p" => Command::Move(-1),
         "list" | "l" | "ls" => Command::List,
         "stats" | "s" => Command::Stats,
+        "audit" => Command::Audit,
         "stop" | "x" => Command::Stop(guest()?),
         "restart" | "r" => Command::Restart(guest()?),
         "quit" | "q" | "exit" => Command::Quit,
@@ -148,11 +151,15 @@ pub fn help(escape: u8, mut line: impl FnMut(fmt::Arguments<'_>)) {
         ("x", "stop the guest with the focus"),
         ("r", "restart the guest with the focus, also an ended one"),
         ("q", "quit: stop all guests and the machine"),
-        (":", "type a command: focus, list, stats, stop, restart, quit, help; guests by name or number"),
+        (
+            ":",
+            "type a command: focus, list, stats, audit, stop, restart, quit, help; guests by name or number",
+        ),
         ("h, ?", "this help"),
     ] {
         line(format_args!("  {key:10} {meaning}"));
     }
+    line(format_args!("  :audit     check every shadow page of every guest"));
     line(format_args!("  {name:10} send {name} itself to the guest", name = Padded(escape)));
 }
 
@@ -184,6 +191,7 @@ mod tests {
         assert_eq!(parse("2"), Ok(Some(Command::Focus(1))));
         // A name that is a number is a name first.
         assert_eq!(parse("focus 3"), Ok(Some(Command::Focus(2))));
+        assert_eq!(parse("audit"), Ok(Some(Command::Audit)));
         assert_eq!(parse(""), Ok(None));
         for (line, mistake) in [
             ("stop debian", Mistake::Guest("debian")),

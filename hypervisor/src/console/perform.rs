@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::command::{self, Command, KeyName, Mistake};
-use super::{focus, set_focus, show_focused, stats};
+use super::{audit, focus, set_focus, show_focused, stats};
 use crate::guest::life::{self, Reason};
 use crate::guest::registry::{self, Phase};
 use crate::host::log::raw;
@@ -64,6 +64,7 @@ fn perform(command: Command, core: &Core, escape: u8) {
         }
         Command::List => stats::list(core),
         Command::Stats => stats::print(core),
+        Command::Audit => _ = audit::all(core),
         Command::Stop(place) => {
             let place = place.unwrap_or(focus());
             if life::stop(place) {

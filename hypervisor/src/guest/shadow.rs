@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use memory::{Claim, Event, FrameAllocator, Owner, Pfn, Pressure, Slots};
-use shadow::{FRAMES_PER_OPERATION, Host, PAGES_MIN, PAGES_PER_OPERATION};
+use shadow::{Audited, FRAMES_PER_OPERATION, Host, PAGES_MIN, PAGES_PER_OPERATION, Violation};
 
 use super::{Guest, ram::GuestRam, registry};
 use crate::host::{DirectMap, cores, frames};
@@ -156,6 +156,14 @@ impl Guest {
             }
         }
         Ok(())
+    }
+
+    /// Checks every invariant of its shadow pages, while its vCPU may run: some milliseconds under the MMU's lock.
+    ///
+    /// # Errors
+    /// The first violation found.
+    pub fn audit(&self, core: &Core) -> Result<Audited, Violation> {
+        self.mmu.lock().audit_all(&self.surroundings(core))
     }
 
     /// Removes every shadow page and gives all frames back. The guest's vCPU runs no more.

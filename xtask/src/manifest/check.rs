@@ -92,6 +92,7 @@ impl Checker<'_> {
             ("low_frames", &table.low_frames),
             ("high_frames", &table.high_frames),
             ("stats_interval_ms", &table.stats_interval_ms),
+            ("audit_interval_ms", &table.audit_interval_ms),
         ];
         for (name, number) in numbers {
             if let Some(number) = number
@@ -121,6 +122,7 @@ impl Checker<'_> {
             low_frames: number(&table.low_frames),
             high_frames: number(&table.high_frames),
             stats_interval_ms: number(&table.stats_interval_ms),
+            audit_interval_ms: number(&table.audit_interval_ms),
             escape,
             exit_when_done: table.exit_when_done.unwrap_or(default.exit_when_done),
             interactive: false,

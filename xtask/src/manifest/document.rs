@@ -22,6 +22,7 @@ pub struct Hypervisor {
     pub low_frames: Option<Spanned<u32>>,
     pub high_frames: Option<Spanned<u32>>,
     pub stats_interval_ms: Option<Spanned<u32>>,
+    pub audit_interval_ms: Option<Spanned<u32>>,
     pub escape: Option<Spanned<String>>,
     pub exit_when_done: Option<bool>,
 }
@@ -65,6 +66,7 @@ pub const EXAMPLES: &[(&str, &str)] = &[
     ("low_frames", "low_frames = 256"),
     ("high_frames", "high_frames = 512"),
     ("stats_interval_ms", "stats_interval_ms = 10000"),
+    ("audit_interval_ms", "audit_interval_ms = 1000"),
     ("escape", "escape = \"ctrl-a\""),
     ("exit_when_done", "exit_when_done = true"),
     ("guest", "[[guest]]"),

@@ -10,7 +10,7 @@ use super::rules::Violation;
 use super::types::{FileRef, Manifest};
 
 /// The version of the format. Tool and hypervisor are built together: any other version is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"UMBRAPKG";
 const HEADER_BYTES: usize = size_of::<Header>();

@@ -206,6 +206,7 @@ impl HypervisorConfig {
             ("low_frames", self.low_frames),
             ("high_frames", self.high_frames),
             ("stats_interval_ms", self.stats_interval_ms),
+            ("audit_interval_ms", self.audit_interval_ms),
         ];
         if let Some((name, _)) = counts.into_iter().find(|(_, value)| *value == Some(0)) {
             return Err(Rule::Zero(name));

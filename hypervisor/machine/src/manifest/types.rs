@@ -30,6 +30,8 @@ pub struct HypervisorConfig {
     pub high_frames: Option<u32>,
     /// Milliseconds between two lines of statistics in the log; `None`: none.
     pub stats_interval_ms: Option<u32>,
+    /// Milliseconds between two audits of all guests' shadow pages; `None`: only when the console asks.
+    pub audit_interval_ms: Option<u32>,
     /// The control character (1..=31) after which the console takes a command.
     pub escape: u8,
     /// Whether the machine is switched off when the last guest has ended: "Shutdown" on port 0x8900 (Bochs)
@@ -47,6 +49,7 @@ impl Default for HypervisorConfig {
             low_frames: None,
             high_frames: None,
             stats_interval_ms: None,
+            audit_interval_ms: None,
             escape: DEFAULT_ESCAPE,
             exit_when_done: true,
             interactive: false,
