@@ -1,7 +1,7 @@
 //! How the pure crates see memory: small traits that the hypervisor implements over its direct map and the
 //! tests over a vector.
 
-use crate::address::{Gpa, Pfn};
+use crate::address::{Gpa, PAGE_SIZE, Pfn};
 
 /// The guest physical address is not backed by RAM: a hole, or MMIO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,11 @@ pub trait GuestMemory {
     /// Reads consecutive aligned 8-byte words that lie in one page.
     ///
     /// # Errors
-    /// [`Unbacked`] if they are no RAM; `words` is then unspecified.
+    /// [`Unbacked`] if they are no RAM, or not all in one page; `words` is then unspecified.
     fn load_words(&self, gpa: Gpa, words: &mut [u64]) -> Result<(), Unbacked> {
+        if words.len() as u64 * 8 > PAGE_SIZE - gpa.offset() {
+            return Err(Unbacked(gpa));
+        }
         for (word, address) in words.iter_mut().zip((gpa.0..).step_by(8)) {
             *word = self.load_u64(Gpa(address))?;
         }

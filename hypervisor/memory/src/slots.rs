@@ -55,12 +55,14 @@ impl fmt::Display for SlotsError {
 impl core::error::Error for SlotsError {}
 
 /// The memory slots of one guest: gfn to pfn, and a dense numbering of its pages.
+///
+/// Two lists, so that the look at the first, which answers for most guests always, is one comparison and one load.
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
-    /// Host base of each block, in guest order: those below 3 GiB, then those from 4 GiB on.
-    blocks: Vec<Pfn>,
-    /// How many of them lie below 3 GiB.
-    low_blocks: u64,
+    /// Host base of each block below 3 GiB, by guest block number.
+    low: Vec<Pfn>,
+    /// Host base of each block from 4 GiB on.
+    high: Vec<Pfn>,
 }
 
 impl Slots {
@@ -93,69 +95,65 @@ impl Slots {
             }
             expected = Gfn(gfn.0 + BLOCK_PAGES);
         }
-        let blocks: Vec<Pfn> = sorted.iter().map(|&(_, pfn)| pfn).collect();
-        let mut hosts = blocks.clone();
+        let mut low: Vec<Pfn> = sorted.iter().map(|&(_, pfn)| pfn).collect();
+        let mut hosts = low.clone();
         hosts.sort_unstable();
         if let Some(pair) = hosts.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(SlotsError::Shared(pair[0]));
         }
-        Ok(Self { blocks, low_blocks })
+        let high = low.split_off(low_blocks);
+        Ok(Self { low, high })
     }
 
-    /// Position in `blocks` of the block that contains `gfn`; past its end if there is none.
+    /// Position in `high` of the guest block `block`: far past the end for one below 4 GiB.
     #[inline]
-    fn position(&self, gfn: Gfn) -> usize {
-        let block = gfn.0 >> BLOCK_SHIFT;
-        // A block in the hole wraps round to a position far past the end.
-        let high = block.wrapping_sub(HIGH_FIRST_BLOCK);
-        if block < self.low_blocks {
-            block as usize
-        } else if high < BLOCKS_MAX {
-            (self.low_blocks + high) as usize
-        } else {
-            usize::MAX
-        }
+    fn high_position(block: u64) -> usize {
+        block.wrapping_sub(HIGH_FIRST_BLOCK) as usize
     }
 
     /// The host page behind `gfn`; `None` if it is no RAM.
     #[inline]
     #[must_use]
     pub fn pfn(&self, gfn: Gfn) -> Option<Pfn> {
-        let base = self.blocks.get(self.position(gfn))?;
-        Some(Pfn(base.0 | (gfn.0 % BLOCK_PAGES)))
+        Some(Pfn(self.block(gfn)?.0 | (gfn.0 % BLOCK_PAGES)))
     }
 
     /// The host address behind `gpa`; `None` if it is no RAM.
     #[inline]
     #[must_use]
     pub fn hpa(&self, gpa: Gpa) -> Option<Hpa> {
-        Some(Hpa(self.pfn(gpa.page())?.address().0 | gpa.offset()))
+        Some(Hpa(self.block(gpa.page())?.address().0 | (gpa.0 % BLOCK_SIZE)))
     }
 
     /// First host page of the contiguous 2 MiB block that contains `gfn`; `None` if it is no RAM.
     #[inline]
     #[must_use]
     pub fn block(&self, gfn: Gfn) -> Option<Pfn> {
-        self.blocks.get(self.position(gfn)).copied()
+        let block = gfn.0 >> BLOCK_SHIFT;
+        match self.low.get(block as usize) {
+            Some(&base) => Some(base),
+            None => self.high.get(Self::high_position(block)).copied(),
+        }
     }
 
     /// Number of the page among this guest's RAM pages, `0..pages()`, for arrays with one entry per page.
     #[inline]
     #[must_use]
     pub fn index(&self, gfn: Gfn) -> Option<usize> {
-        let position = self.position(gfn);
-        let index = (position << BLOCK_SHIFT) | (gfn.0 % BLOCK_PAGES) as usize;
-        (position < self.blocks.len()).then_some(index)
+        Some(self.page(gfn)?.0)
     }
 
     /// Number and host page of `gfn` in one: [`Slots::index`] and [`Slots::pfn`].
     #[inline]
     #[must_use]
     pub fn page(&self, gfn: Gfn) -> Option<(usize, Pfn)> {
-        let position = self.position(gfn);
-        let base = self.blocks.get(position)?;
-        let within = gfn.0 % BLOCK_PAGES;
-        Some(((position << BLOCK_SHIFT) | within as usize, Pfn(base.0 | within)))
+        let (block, within) = (gfn.0 >> BLOCK_SHIFT, gfn.0 % BLOCK_PAGES);
+        if let Some(base) = self.low.get(block as usize) {
+            return Some((gfn.0 as usize, Pfn(base.0 | within)));
+        }
+        let position = Self::high_position(block);
+        let base = self.high.get(position)?;
+        Some((((self.low.len() + position) << BLOCK_SHIFT) | within as usize, Pfn(base.0 | within)))
     }
 
     /// The page with number `index`: the inverse of [`Slots::index`].
@@ -163,7 +161,7 @@ impl Slots {
     #[must_use]
     pub fn gfn_at(&self, index: usize) -> Option<Gfn> {
         (index < self.pages()).then(|| {
-            let block = block_at(index as u64 >> BLOCK_SHIFT, self.low_blocks);
+            let block = block_at(index as u64 >> BLOCK_SHIFT, self.low.len() as u64);
             Gfn((block << BLOCK_SHIFT) | (index as u64 % BLOCK_PAGES))
         })
     }
@@ -172,23 +170,22 @@ impl Slots {
     #[inline]
     #[must_use]
     pub fn pages(&self) -> usize {
-        self.blocks.len() << BLOCK_SHIFT
+        (self.low.len() + self.high.len()) << BLOCK_SHIFT
     }
 
     /// Every block: (its first gfn, its first pfn), in guest order.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = (Gfn, Pfn)> + '_ {
-        let low_blocks = self.low_blocks;
-        self.blocks
-            .iter()
-            .enumerate()
-            .map(move |(i, &pfn)| (Gfn(block_at(i as u64, low_blocks) << BLOCK_SHIFT), pfn))
+        let low_blocks = self.low.len();
+        (0..low_blocks + self.high.len()).map(move |i| {
+            let pfn = if i < low_blocks { self.low[i] } else { self.high[i - low_blocks] };
+            (Gfn(block_at(i as u64, low_blocks as u64) << BLOCK_SHIFT), pfn)
+        })
     }
 
     /// The ranges of RAM, for the guest's memory map: (first address, bytes), ascending, none empty, at
     /// most two.
     pub fn layout(&self) -> impl Iterator<Item = (Gpa, u64)> + use<> {
-        let high_blocks = self.blocks.len() as u64 - self.low_blocks;
-        [(0, self.low_blocks), (HIGH_FIRST_BLOCK, high_blocks)]
+        [(0, self.low.len() as u64), (HIGH_FIRST_BLOCK, self.high.len() as u64)]
             .into_iter()
             .filter(|&(_, blocks)| blocks > 0)
             .map(|(first, blocks)| (Gpa(first * BLOCK_SIZE), blocks * BLOCK_SIZE))

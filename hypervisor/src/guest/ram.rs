@@ -90,9 +90,11 @@ impl GuestMemory for GuestRam {
     #[inline]
     fn load_words(&self, gpa: Gpa, words: &mut [u64]) -> Result<(), Unbacked> {
         let first = self.word_u64(gpa)?;
-        let room = ((PAGE_SIZE - gpa.offset()) / 8) as usize;
-        for (i, word) in words.iter_mut().enumerate().take(room) {
-            // SAFETY: `i` is below the number of words to the end of the page.
+        if words.len() as u64 * 8 > PAGE_SIZE - gpa.offset() {
+            return Err(Unbacked(gpa));
+        }
+        for (i, word) in words.iter_mut().enumerate() {
+            // SAFETY: the words end with the page at the latest.
             let source = unsafe { core::ptr::from_ref(first).add(i) };
             // SAFETY: aligned, inside one page of this guest's RAM, which is mapped while the guest lives.
             *word = unsafe { &*source }.load(Ordering::Relaxed);
