@@ -1,20 +1,20 @@
 //! The reaction to a page fault that is not the guest's own: make the translation that it asks for.
 
-use memory::{BLOCK_PAGES, Gfn, Gpa, GuestMemory, Gva, TableMemory};
+use memory::{BLOCK_PAGES, Gfn, Gpa, Gva, TableMemory};
 
 use crate::host::Host;
+use crate::leaf::GROUP;
 use crate::link::NIL;
 use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION};
-use crate::pages::PageId;
-use crate::paging::{Mode, Paging, Rights, bits};
+use crate::pages::{PageId, Sptes};
+use crate::paging::{Mode, Rights, bits};
 use crate::role::Role;
 use crate::root::VcpuMmu;
 use crate::spte;
 use crate::walk::{self, Access, Kind, Walk};
 
-/// How many sptes of a guest's leaf table are looked at when one of them faults (an aligned group).
-const PREFILL: usize = 16;
-/// The same for a piece of a large page, where no guest entry has to be read.
+/// How many sptes are looked at when one of them faults (an aligned group): [`GROUP`] of a guest's leaf table, so many
+/// of a piece of a large page, where no guest entry has to be read.
 const PREFILL_DIRECT: usize = 32;
 
 /// What a fill came to.
@@ -276,42 +276,34 @@ impl Mmu {
     /// page writable.
     fn prefill<H: Host>(&mut self, host: &H, id: PageId, at: usize) {
         let page = &self.pages[id];
-        let (role, gfn, present) = (page.role, page.gfn, page.present);
+        let (role, gfn) = (page.role, page.gfn);
         if role.is_direct() {
             let first = at & !(PREFILL_DIRECT - 1);
-            let absent = !(present[first >> 6] >> (first & 63)) & ((1 << PREFILL_DIRECT) - 1);
+            let (absent, at) = (page.absent(first, PREFILL_DIRECT), self.pages.sptes(id));
             for index in each_bit(absent).map(|bit| first + bit) {
-                self.prefill_one(host, id, index, Gfn(gfn.0 + index as u64), role.rights());
+                self.prefill_one(host, at, index, Gfn(gfn.0 + index as u64), role.rights());
             }
             return;
         }
-        let first = at & !(PREFILL - 1);
-        let absent = !(present[first >> 6] >> (first & 63)) & ((1 << PREFILL) - 1);
-        let paging = self.paging_of(role);
-        let reserved = paging.reserved(1, 0);
-        let mut gptes = [0; PREFILL];
-        if !load_entries(&paging, host.guest(), gfn, Self::guest_index(role, first), &mut gptes) {
-            return;
-        }
-        for bit in each_bit(absent) {
-            let gpte = gptes[bit];
-            if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & reserved != 0 {
-                continue;
+        let first = at & !(GROUP - 1);
+        let absent = page.absent(first, GROUP);
+        let leaf = self.leaf_table(id);
+        let gptes = leaf.entries(host.guest(), first);
+        // Most entries are of no use: which are, is found without a branch for each.
+        let used = gptes.iter().enumerate().fold(0, |set, (bit, gpte)| set | (gpte & gpte >> 5 & 1) << bit);
+        for bit in each_bit(used & absent) {
+            if let Some((target, rights)) = leaf.cacheable(gptes[bit % GROUP]) {
+                self.prefill_one(host, leaf.at, first + bit, target, rights);
             }
-            let mut rights = role.rights().and(Rights::of_entry(gpte));
-            if gpte & bits::D == 0 {
-                rights = rights.without(Rights::WRITE);
-            }
-            self.prefill_one(host, id, first + bit, paging.leaf_gfn(1, gpte), rights);
         }
     }
 
-    /// Maps `target` by the empty spte `index`, with `rights` as far as its page may be written.
-    fn prefill_one<H: Host>(&mut self, host: &H, id: PageId, index: usize, target: Gfn, rights: Rights) {
+    /// Maps `target` by the empty spte `index` of `at`, with `rights` as far as its page may be written.
+    #[inline]
+    fn prefill_one<H: Host>(&mut self, host: &H, at: Sptes, index: usize, target: Gfn, rights: Rights) {
         let Some((guest_page, pfn)) = host.slots().page(target) else { return };
-        let blocked = rights.has(Rights::WRITE) && self.is_tracked(guest_page);
-        let rights = if blocked { rights.without(Rights::WRITE) } else { rights };
-        self.add_leaf(host, id, index, guest_page, spte::leaf(pfn, 1, rights));
+        let rights = self.tracked_rights(guest_page, rights);
+        self.add_leaf(host, at, index, guest_page, spte::leaf(pfn, 1, rights));
         self.stats.prefills += 1;
     }
 }
@@ -323,27 +315,6 @@ fn each_bit(mut set: u64) -> impl Iterator<Item = usize> {
         set &= set.wrapping_sub(1);
         (bit < 64).then_some(bit)
     })
-}
-
-/// Reads a group of entries of the guest table `table`, from entry `first` on; false if they are no RAM.
-fn load_entries<G: GuestMemory>(
-    paging: &Paging,
-    guest: &G,
-    table: Gfn,
-    first: u64,
-    entries: &mut [u64; PREFILL],
-) -> bool {
-    let address = paging.entry_address(table, first);
-    if paging.mode != Mode::TwoLevel {
-        return guest.load_words(address, entries).is_ok();
-    }
-    let mut pairs = [0; PREFILL / 2];
-    let loaded = guest.load_words(address, &mut pairs).is_ok();
-    for (two, pair) in entries.as_chunks_mut::<2>().0.iter_mut().zip(pairs) {
-        two[0] = pair & 0xffff_ffff;
-        two[1] = pair >> 32;
-    }
-    loaded
 }
 
 /// The index of the spte for `gva` at shadow level `level`.

@@ -25,6 +25,7 @@ extern crate alloc;
 mod audit;
 mod fill;
 mod host;
+mod leaf;
 mod link;
 mod mmu;
 mod pages;

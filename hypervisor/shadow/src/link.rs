@@ -5,7 +5,7 @@
 //! memory of their own, cannot run out, and taking an spte off a list with ten thousand aliases costs the
 //! same as off a list of one (H23). The first element's `previous` names the list's head instead.
 
-use memory::TableMemory;
+use memory::{Pfn, TableMemory};
 
 use crate::pages::{PageId, Pages, SpteId};
 
@@ -60,52 +60,60 @@ impl Heads<'_> {
         }
     }
 
-    fn load<T: TableMemory>(&self, tables: &T, id: SpteId) -> (u32, u32) {
-        let raw = tables.load(self.arena[id.page()].links, id.index());
+    fn load<T: TableMemory>(tables: &T, links: Pfn, index: usize) -> (u32, u32) {
+        let raw = tables.load(links, index);
         ((raw >> 32) as u32, raw as u32)
     }
 
-    fn store<T: TableMemory>(&self, tables: &T, id: SpteId, previous: u32, next: u32) {
-        tables.store(self.arena[id.page()].links, id.index(), u64::from(previous) << 32 | u64::from(next));
+    fn store<T: TableMemory>(tables: &T, links: Pfn, index: usize, previous: u32, next: u32) {
+        tables.store(links, index, u64::from(previous) << 32 | u64::from(next));
     }
 
-    /// Puts `id` first on the list.
-    pub fn insert<T: TableMemory>(&mut self, tables: &T, head: Head, id: SpteId) {
+    /// Makes `previous` what stands before `id`.
+    fn set_previous<T: TableMemory>(&self, tables: &T, id: SpteId, previous: u32) {
+        let links = self.arena[id.page()].links;
+        let (_, next) = Self::load(tables, links, id.index());
+        Self::store(tables, links, id.index(), previous, next);
+    }
+
+    /// Puts `id`, whose page has its links in the frame `links`, first on the list.
+    #[inline]
+    pub fn insert<T: TableMemory>(&mut self, tables: &T, links: Pfn, head: Head, id: SpteId) {
         let first = self.get(head);
-        self.store(tables, id, head.mark(), first);
+        Self::store(tables, links, id.index(), head.mark(), first);
         if first != NIL {
-            let (_, next) = self.load(tables, SpteId(first));
-            self.store(tables, SpteId(first), id.0, next);
+            self.set_previous(tables, SpteId(first), id.0);
         }
         self.set(head, id.0);
     }
 
-    /// Takes `id` off its list; `kind` makes the head from its index. Returns the head if the list is now
-    /// empty.
+    /// Takes spte `index` of the page that has its links in the frame `links` off its list; `kind` makes the head
+    /// from its index.
+    #[inline]
     pub fn remove<T: TableMemory>(
         &mut self,
         tables: &T,
-        id: SpteId,
+        links: Pfn,
+        index: usize,
         kind: impl Fn(u32) -> Head,
-    ) -> Option<Head> {
-        let (previous, next) = self.load(tables, id);
+    ) {
+        let (previous, next) = Self::load(tables, links, index);
         if next != NIL {
-            let (_, after) = self.load(tables, SpteId(next));
-            self.store(tables, SpteId(next), previous, after);
+            self.set_previous(tables, SpteId(next), previous);
         }
-        if previous & HEAD == 0 {
-            let (before, _) = self.load(tables, SpteId(previous));
-            self.store(tables, SpteId(previous), before, next);
-            return None;
+        if previous & HEAD != 0 {
+            self.set(kind(previous & !HEAD), next);
+            return;
         }
-        let head = kind(previous & !HEAD);
-        self.set(head, next);
-        (next == NIL).then_some(head)
+        let before = SpteId(previous);
+        let links = self.arena[before.page()].links;
+        let (before_it, _) = Self::load(tables, links, before.index());
+        Self::store(tables, links, before.index(), before_it, next);
     }
 
     /// The element after `id`.
     pub fn next<T: TableMemory>(&self, tables: &T, id: SpteId) -> Option<SpteId> {
-        let (_, next) = self.load(tables, id);
+        let (_, next) = Self::load(tables, self.arena[id.page()].links, id.index());
         (next != NIL).then_some(SpteId(next))
     }
 

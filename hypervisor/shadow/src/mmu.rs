@@ -10,7 +10,7 @@ use memory::{BLOCK_PAGES, Gfn, Pfn, Slots, TableMemory};
 
 use crate::host::Host;
 use crate::link::{Head, Heads, NIL};
-use crate::pages::{PageId, Pages, ShadowPage, SpteId};
+use crate::pages::{PageId, Pages, ShadowPage, SpteId, Sptes};
 use crate::paging::{Mode, Paging, Rights, bits};
 use crate::rmap::{GuestBlock, GuestPage};
 use crate::role::Role;
@@ -347,25 +347,23 @@ impl Mmu {
 
     /// Empties an spte and takes it off its list.
     pub(crate) fn clear<H: Host>(&mut self, host: &H, page: PageId, index: usize) {
-        let level = self.pages[page].role.level();
-        let old = host.tables().swap(self.pages[page].table, index, EMPTY);
-        self.pages[page].clear_present(index);
-        self.unlink(host, page, index, level, old);
+        self.clear_at(host, self.pages.sptes(page), index);
     }
 
-    fn unlink<H: Host>(&mut self, host: &H, page: PageId, index: usize, level: u8, old: u64) {
-        let id = SpteId::new(page, index);
+    /// Empties spte `index` of `at` and takes it off its list.
+    #[inline]
+    pub(crate) fn clear_at<H: Host>(&mut self, host: &H, at: Sptes, index: usize) {
+        let Sptes { page, level, table, links } = at;
         let tables = host.tables();
+        let old = tables.swap(table, index, EMPTY);
+        self.pages[page].clear_present(index);
         match spte::decode(level, old) {
             Spte::Empty | Spte::Mmio => return,
-            Spte::Device(_) => {
-                self.narrowed = true;
-                return;
-            }
-            Spte::Leaf(_) if level == 1 => self.heads().remove(tables, id, Head::Page),
-            Spte::Leaf(_) => self.heads().remove(tables, id, Head::Block),
-            Spte::Table(_) => self.heads().remove(tables, id, |raw| Head::Parents(PageId(raw))),
-        };
+            Spte::Device(_) => {}
+            Spte::Leaf(_) if level == 1 => self.heads().remove(tables, links, index, Head::Page),
+            Spte::Leaf(_) => self.heads().remove(tables, links, index, Head::Block),
+            Spte::Table(_) => self.heads().remove(tables, links, index, |raw| Head::Parents(PageId(raw))),
+        }
         self.narrowed = true;
     }
 
@@ -378,42 +376,39 @@ impl Mmu {
         guest_page: usize,
         new: u64,
     ) {
-        let level = self.pages[page].role.level();
-        let table = self.pages[page].table;
-        let old = host.tables().load(table, index);
-        if let (Spte::Leaf(had), Spte::Leaf(has)) = (spte::decode(level, old), spte::decode(level, new))
-            && had == has
-        {
+        let at = self.pages.sptes(page);
+        let old = host.tables().load(at.table, index);
+        if spte::same_frame(old, new) {
             if old != new {
-                host.tables().store(table, index, new);
+                host.tables().store(at.table, index, new);
                 self.narrowed |= spte::narrows(old, new);
             }
             return;
         }
         if old != EMPTY {
-            self.clear(host, page, index);
+            self.clear_at(host, at, index);
         }
-        self.add_leaf(host, page, index, guest_page, new);
+        self.add_leaf(host, at, index, guest_page, new);
     }
 
-    /// The same where the spte is empty.
+    /// The same where spte `index` of `at` is empty.
+    #[inline]
     pub(crate) fn add_leaf<H: Host>(
         &mut self,
         host: &H,
-        page: PageId,
+        at: Sptes,
         index: usize,
         guest_page: usize,
         new: u64,
     ) {
-        let table = self.pages[page].table;
-        let head = if self.pages[page].role.level() == 1 {
+        let head = if at.level == 1 {
             Head::Page(guest_page as u32)
         } else {
             Head::Block((guest_page / BLOCK_PAGES as usize) as u32)
         };
-        self.heads().insert(host.tables(), head, SpteId::new(page, index));
-        self.pages[page].set_present(index);
-        host.tables().store(table, index, new);
+        self.heads().insert(host.tables(), at.links, head, SpteId::new(at.page, index));
+        self.pages[at.page].set_present(index);
+        host.tables().store(at.table, index, new);
     }
 
     /// Marks a page that is no RAM.
@@ -448,15 +443,14 @@ impl Mmu {
 
     /// Points spte `index` of `page` to `child`.
     pub(crate) fn set_table<H: Host>(&mut self, host: &H, page: PageId, index: usize, child: PageId) {
-        let role = self.pages[page].role;
-        let table = self.pages[page].table;
-        if host.tables().load(table, index) != EMPTY {
-            self.clear(host, page, index);
+        let at = self.pages.sptes(page);
+        if host.tables().load(at.table, index) != EMPTY {
+            self.clear_at(host, at, index);
         }
-        self.heads().insert(host.tables(), Head::Parents(child), SpteId::new(page, index));
+        self.heads().insert(host.tables(), at.links, Head::Parents(child), SpteId::new(page, index));
         self.pages[page].set_present(index);
-        let pdpte = role.level() == 3 && role.mode().shadow_is_pae();
-        host.tables().store(table, index, spte::table(self.pages[child].table, pdpte));
+        let pdpte = at.level == 3 && self.pages[page].role.mode().shadow_is_pae();
+        host.tables().store(at.table, index, spte::table(self.pages[child].table, pdpte));
     }
 
     // ---- what the guest's entries say ----

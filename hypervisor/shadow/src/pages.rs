@@ -60,6 +60,17 @@ pub(crate) struct ShadowPage {
     pub present: [u64; 8],
 }
 
+/// Where a shadow page's sptes are, looked up once for many of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sptes {
+    pub page: PageId,
+    pub level: u8,
+    /// The frame of the sptes.
+    pub table: Pfn,
+    /// The frame of their links.
+    pub links: Pfn,
+}
+
 impl ShadowPage {
     pub fn is_unsync(&self) -> bool {
         self.unsync != NIL
@@ -72,6 +83,14 @@ impl ShadowPage {
     }
     pub fn clear_present(&mut self, index: usize) {
         self.present[index >> 6] &= !(1 << (index & 63));
+    }
+    /// Which of sptes `first..first + count`, an aligned group of less than 64, are empty.
+    pub fn absent(&self, first: usize, count: usize) -> u64 {
+        self.group(first, count) ^ ((1 << count) - 1)
+    }
+    /// The presence of sptes `first..first + count`, an aligned group of less than 64, in the low bits.
+    pub fn group(&self, first: usize, count: usize) -> u64 {
+        self.present[first >> 6] >> (first & 63) & ((1 << count) - 1)
     }
 }
 
@@ -113,6 +132,13 @@ impl Pages {
             oldest: NIL,
             serial: 0,
         }
+    }
+
+    /// Where the sptes of `page` are.
+    #[inline]
+    pub fn sptes(&self, page: PageId) -> Sptes {
+        let ShadowPage { table, links, role, .. } = self[page];
+        Sptes { page, level: role.level(), table, links }
     }
 
     pub fn capacity(&self) -> u32 {

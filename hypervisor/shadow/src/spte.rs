@@ -53,20 +53,15 @@ pub const fn decode(level: u8, raw: u64) -> Spte {
 /// PWT never reach it (H32). Never global.
 #[must_use]
 pub const fn leaf(pfn: Pfn, level: u8, rights: Rights) -> u64 {
-    let mut raw = pfn.0 << memory::PAGE_SHIFT | bits::P | bits::A;
-    if rights.has(Rights::WRITE) {
-        raw |= bits::W | bits::D;
-    }
-    if rights.has(Rights::USER) {
-        raw |= bits::U;
-    }
-    if !rights.has(Rights::EXECUTE) {
-        raw |= bits::NX;
-    }
-    if level > 1 {
-        raw |= bits::PS;
-    }
-    raw
+    let rights = rights.bits() as u64;
+    // W and U stand in an entry where `Rights` has them; D is W's, and NX is what EXECUTE is not.
+    pfn.0 << memory::PAGE_SHIFT
+        | bits::P
+        | bits::A
+        | rights & (bits::W | bits::U)
+        | (rights & bits::W) << (bits::D.trailing_zeros() - bits::W.trailing_zeros())
+        | (!rights & Rights::EXECUTE.bits() as u64) << bits::NX.trailing_zeros()
+        | if level > 1 { bits::PS } else { 0 }
 }
 
 /// A leaf at level 1 that maps `pfn`, the page that stands for a device, with `rights`.
@@ -81,6 +76,13 @@ pub const fn device(pfn: Pfn, rights: Rights) -> u64 {
 pub const fn table(pfn: Pfn, pdpte: bool) -> u64 {
     let raw = pfn.0 << memory::PAGE_SHIFT | bits::P;
     if pdpte { raw } else { raw | bits::W | bits::U | bits::A }
+}
+
+/// Whether `old`, found at the level of the leaf `new`, maps the frame that `new` maps. (The mark's frame is none, and
+/// the page that stands for a device is no guest's RAM.)
+#[must_use]
+pub const fn same_frame(old: u64, new: u64) -> bool {
+    old != EMPTY && (old ^ new) & (bits::FRAME | bits::PS) == 0
 }
 
 /// Whether the change from `old` to `new` takes something away that a TLB may hold: then a flush is due.

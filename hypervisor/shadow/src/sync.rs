@@ -12,6 +12,7 @@ use crate::link::NIL;
 use crate::mmu::Mmu;
 use crate::pages::PageId;
 use crate::paging::{Rights, bits};
+use crate::role::Role;
 use crate::root::VcpuMmu;
 use crate::spte::{self, Spte};
 use crate::walk;
@@ -63,7 +64,7 @@ impl Mmu {
         if level == 1
             && let Some(&leaf) = self.unsync.iter().find(|&&id| self.pages[id].table == table)
         {
-            self.reconcile(host, leaf, shadow_index(1, gva));
+            self.reconcile_one(host, leaf, shadow_index(1, gva));
         }
         self.publish(host);
     }
@@ -130,12 +131,16 @@ impl Mmu {
                 host.shoot_down();
             }
         }
-        for word in 0..8 {
-            let mut present = self.pages[id].present[word];
-            while present != 0 {
-                let index = word << 6 | present.trailing_zeros() as usize;
-                present &= present - 1;
-                self.reconcile(host, id, index);
+        if Self::is_leaf_table(self.pages[id].role) {
+            self.reconcile_leaves(host, id);
+        } else {
+            for word in 0..8 {
+                let mut present = self.pages[id].present[word];
+                while present != 0 {
+                    let index = word << 6 | present.trailing_zeros() as usize;
+                    present &= present - 1;
+                    self.reconcile(host, id, index);
+                }
             }
         }
         self.stats.syncs += 1;
@@ -152,7 +157,7 @@ impl Mmu {
         }
     }
 
-    /// Makes a non-empty spte say what the guest's entry behind it now says, or empties it.
+    /// Makes a non-empty spte above level 1 say what the guest's entry behind it now says, or empties it.
     fn reconcile<H: Host>(&mut self, host: &H, id: PageId, index: usize) {
         let page = &self.pages[id];
         let (role, gfn, table) = (page.role, page.gfn, page.table);
@@ -160,8 +165,7 @@ impl Mmu {
             return;
         }
         let level = role.level();
-        let raw = host.tables().load(table, index);
-        let old = spte::decode(level, raw);
+        let old = spte::decode(level, host.tables().load(table, index));
         if old == Spte::Empty {
             return;
         }
@@ -172,7 +176,6 @@ impl Mmu {
             self.clear(host, id, index);
             return;
         }
-        let leaf = paging.is_leaf(level, gpte);
         if let Spte::Table(child_table) = old {
             let (child_gfn, child_role) = self.child_of(id, index, gpte);
             let child = self.find(host, child_gfn, child_role);
@@ -181,37 +184,30 @@ impl Mmu {
             }
             return;
         }
-        if !leaf || level > 2 {
-            self.clear(host, id, index);
-            return;
+        match self.large_leaf(host, role, index, gpte) {
+            Some((guest_page, new)) => self.set_leaf(host, id, index, guest_page, new),
+            None => self.clear(host, id, index),
+        }
+    }
+
+    /// The large spte that the guest's entry `gpte` permits, and the page it begins with.
+    fn large_leaf<H: Host>(&self, host: &H, role: Role, index: usize, gpte: u64) -> Option<(usize, u64)> {
+        if role.level() > 2 || !self.paging_of(role).is_leaf(2, gpte) {
+            return None;
         }
         let target = self.leaf_base(role, index, gpte);
-        let Some(guest_page) = host.slots().index(target) else {
-            let marked = old == Spte::Mmio && self.device.is_none_or(|(gfn, _)| gfn != target);
-            if !marked {
-                self.clear(host, id, index);
-            }
-            return;
-        };
+        let guest_page = host.slots().index(target)?;
         let mut rights = role.rights().and(Rights::of_entry(gpte));
         if gpte & bits::D == 0 {
             rights = rights.without(Rights::WRITE);
         }
-        let pfn = if level == 1 {
-            if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
-                rights = rights.without(Rights::WRITE);
-            }
-            host.slots().pfn(target)
-        } else {
-            let tracked = self.guest_blocks[guest_page / memory::BLOCK_PAGES as usize].tracked > 0;
-            if self.config.split_executable {
-                rights = rights.without(Rights::EXECUTE);
-            }
-            if tracked && rights.has(Rights::WRITE) { None } else { host.slots().block(target) }
-        };
-        match pfn {
-            Some(pfn) => self.set_leaf(host, id, index, guest_page, spte::leaf(pfn, level, rights)),
-            None => self.clear(host, id, index),
+        if self.config.split_executable {
+            rights = rights.without(Rights::EXECUTE);
         }
+        let tracked = self.guest_blocks[guest_page / memory::BLOCK_PAGES as usize].tracked > 0;
+        if tracked && rights.has(Rights::WRITE) {
+            return None;
+        }
+        Some((guest_page, spte::leaf(host.slots().block(target)?, 2, rights)))
     }
 }
