@@ -154,34 +154,17 @@ impl Mmu {
         mut target: u8,
     ) -> Result<(PageId, u8), Fill> {
         let mut page = root;
-        let mut level = self.pages[page].role.level();
+        let mut role = self.pages[page].role;
+        let mut level = role.level();
         while level > target {
             let index = shadow_index(level, gva);
-            let (gfn, role) = self.next_down(page, index, level, walk);
-            let found = self.find(host, gfn, role);
-            let child = match found {
+            let (gfn, child_role) = self.next_down(page, role, index, level, walk);
+            let linked = self.linked(host, page, index, level);
+            page = match linked.filter(|&child| self.pages[child].is(gfn, child_role)) {
                 Some(child) => child,
-                None => self.make(host, gfn, role).ok_or(Fill::Short)?,
+                None => self.way_down(host, cpu, gva, walk, page, index, (gfn, child_role))?,
             };
-            let raw = host.tables().load(self.pages[page].table, index);
-            if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
-                // What was last looked at under another parent, or none, may be behind, and so may anything that
-                // hangs below it (H2).
-                if found.is_some() && !self.unsync.is_empty() {
-                    self.sync_from(host, child);
-                }
-                // The table is tracked by now: what its entry says holds until we hear of a change (H3).
-                if self.config.vcpus > 1
-                    && Self::has_entry(self.pages[page].role)
-                    && !Self::entry_unchanged(host, cpu, gva, walk, level)
-                {
-                    self.publish(host);
-                    return Err(Fill::Changed);
-                }
-                self.set_table(host, page, index, child);
-                self.pages.touch(child);
-            }
-            page = child;
+            role = child_role;
             level -= 1;
             if level == 2 && target == 2 && self.config.split_executable {
                 let raw = host.tables().load(self.pages[page].table, shadow_index(2, gva));
@@ -193,10 +176,61 @@ impl Mmu {
         Ok((page, target))
     }
 
-    /// Which table spte `index` of `page` at `level` must point to on the way of `walk`: what [`Mmu::child_of`]
+    /// The page that spte `index` of `page` points to, where the links tell: it is first in that page's list of parents.
+    /// Most tables have one parent, so the way down to what is there needs no search.
+    #[inline]
+    fn linked<H: Host>(&self, host: &H, page: PageId, index: usize, level: u8) -> Option<PageId> {
+        let at = &self.pages[page];
+        match spte::decode(level, host.tables().load(at.table, index)) {
+            spte::Spte::Table(_) => crate::link::named_head(host.tables(), at.links, index).map(PageId),
+            _ => None,
+        }
+    }
+
+    /// Makes spte `index` of `page` point to the shadow page for (gfn, role), which is made if it is missing.
+    #[allow(clippy::too_many_arguments, reason = "the rare part of `descend`, apart to be out of its way")]
+    #[inline(never)]
+    fn way_down<H: Host>(
+        &mut self,
+        host: &H,
+        cpu: &VcpuMmu,
+        gva: Gva,
+        walk: &Walk,
+        page: PageId,
+        index: usize,
+        (gfn, role): (Gfn, Role),
+    ) -> Result<PageId, Fill> {
+        let found = self.find(host, gfn, role);
+        let child = match found {
+            Some(child) => child,
+            None => self.make(host, gfn, role).ok_or(Fill::Short)?,
+        };
+        let level = self.pages[page].role.level();
+        let raw = host.tables().load(self.pages[page].table, index);
+        if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
+            // What was last looked at under another parent, or none, may be behind, and so may anything that
+            // hangs below it (H2).
+            if found.is_some() && !self.unsync.is_empty() {
+                self.sync_from(host, child);
+            }
+            // The table is tracked by now: what its entry says holds until we hear of a change (H3).
+            if self.config.vcpus > 1
+                && Self::has_entry(self.pages[page].role)
+                && !Self::entry_unchanged(host, cpu, gva, walk, level)
+            {
+                self.publish(host);
+                return Err(Fill::Changed);
+            }
+            self.set_table(host, page, index, child);
+            self.pages.touch(child);
+        }
+        Ok(child)
+    }
+
+    /// Which table spte `index` of `page` with `role` at `level` must point to on the way of `walk`: what [`Mmu::child_of`]
     /// says, without looking at the guest's entry again where the walk has followed it.
-    fn next_down(&self, page: PageId, index: usize, level: u8, walk: &Walk) -> (Gfn, Role) {
-        let role = self.pages[page].role;
+    #[inline]
+    fn next_down(&self, page: PageId, role: Role, index: usize, level: u8, walk: &Walk) -> (Gfn, Role) {
         if !Self::has_entry(role) || level <= walk.level {
             return self.child_of(page, index, walk.entry(level));
         }
@@ -287,6 +321,9 @@ impl Mmu {
         }
         let first = at & !(GROUP - 1);
         let absent = page.absent(first, GROUP);
+        if absent == 0 {
+            return;
+        }
         let leaf = self.leaf_table(id);
         let gptes = leaf.entries(host.guest(), first);
         // Most entries are of no use: which are, is found without a branch for each.

@@ -35,6 +35,14 @@ impl Head {
     }
 }
 
+/// The index of the head of the list that spte `index` is on, if it is its first element; `links` is the frame of its
+/// page's links.
+#[inline]
+pub(crate) fn named_head<T: TableMemory>(tables: &T, links: Pfn, index: usize) -> Option<u32> {
+    let (previous, _) = Heads::load(tables, links, index);
+    (previous & HEAD != 0).then_some(previous & !HEAD)
+}
+
 /// The heads of a guest's reverse map.
 #[derive(Debug)]
 pub(crate) struct Heads<'a> {

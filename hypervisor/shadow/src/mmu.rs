@@ -253,7 +253,7 @@ impl Mmu {
         };
         while id != NIL {
             let page = &self.pages[PageId(id)];
-            if page.role == role && page.gfn == gfn {
+            if page.is(gfn, role) {
                 return Some(PageId(id));
             }
             id = page.chain;

@@ -72,6 +72,10 @@ pub(crate) struct Sptes {
 }
 
 impl ShadowPage {
+    /// Whether it is the shadow of `gfn` with `role`.
+    pub fn is(&self, gfn: Gfn, role: Role) -> bool {
+        self.role == role && self.gfn == gfn
+    }
     pub fn is_unsync(&self) -> bool {
         self.unsync != NIL
     }

@@ -166,19 +166,28 @@ fn set_bits<G: GuestMemory>(short: bool, guest: &G, address: Gpa, old: u64, new:
     }
 }
 
+/// Why one pass did not arrive.
+enum Missed {
+    /// The guest's own fault, with these bits in its error code.
+    Fault(u32),
+    /// An entry changed between its read and its A/D update: the walk starts anew.
+    Raced,
+}
+
 /// Translates `gva` for `access` and sets A, and D for a write, on the path.
 ///
 /// # Errors
 /// The page fault that the guest's processor would raise.
 pub fn walk<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access) -> Result<Walk, PageFault> {
-    match walk_once(paging, guest, gva, access, true) {
-        Some(result) => result,
-        None => walk_again(paging, guest, gva, access),
+    match pass::<G, true>(paging, guest, gva, access) {
+        Ok(found) => Ok(found),
+        Err(Missed::Fault(code)) => Err(fault(paging, gva, access, code)),
+        Err(Missed::Raced) => walk_again(paging, guest, gva, access),
     }
 }
 
-/// An entry changed between its read and its A/D update: the walk starts anew. A guest that keeps changing it holds up
-/// only itself: after a few rounds the fault is simply taken again.
+/// A guest that keeps changing an entry under its walks holds up only itself: after a few rounds the fault is simply
+/// taken again.
 #[cold]
 fn walk_again<G: GuestMemory>(
     paging: &Paging,
@@ -187,8 +196,10 @@ fn walk_again<G: GuestMemory>(
     access: Access,
 ) -> Result<Walk, PageFault> {
     for _ in 0..4 {
-        if let Some(result) = walk_once(paging, guest, gva, access, true) {
-            return result;
+        match pass::<G, true>(paging, guest, gva, access) {
+            Ok(found) => return Ok(found),
+            Err(Missed::Fault(code)) => return Err(fault(paging, gva, access, code)),
+            Err(Missed::Raced) => {}
         }
     }
     Err(fault(paging, gva, access, 0))
@@ -199,100 +210,181 @@ fn walk_again<G: GuestMemory>(
 /// # Errors
 /// The page fault that the guest's processor would raise.
 pub fn peek<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access) -> Result<Walk, PageFault> {
-    walk_once(paging, guest, gva, access, false).unwrap_or_else(|| Err(fault(paging, gva, access, 0)))
+    pass::<G, false>(paging, guest, gva, access).map_err(|missed| match missed {
+        Missed::Fault(code) => fault(paging, gva, access, code),
+        Missed::Raced => fault(paging, gva, access, 0),
+    })
 }
 
-/// One pass; `None` if an entry changed under it.
-fn walk_once<G: GuestMemory>(
-    paging: &Paging,
-    guest: &G,
-    gva: Gva,
-    access: Access,
-    update: bool,
-) -> Option<Result<Walk, PageFault>> {
-    let mut found = Walk {
-        gfn: Gfn(0),
-        level: 3,
-        rights: Rights::ALL,
-        dirty: true,
-        entries: [0; LEVELS],
-        inherited: [Rights::ALL; LEVELS],
-    };
-    let (level, table) = match paging.mode {
-        Mode::Off => {
-            found.gfn = Gpa(gva.0 & 0xffff_ffff).page();
-            return Some(Ok(found));
-        }
-        Mode::TwoLevel => {
-            return follow::<G, true>(paging, guest, gva, access, update, found, 2, paging.root_gfn());
-        }
-        Mode::Pae => {
-            let pdpte = paging.pdptes[(gva.0 >> 30) as usize & 3];
-            found.entries[2] = pdpte;
-            if pdpte & bits::P == 0 {
-                return Some(Err(fault(paging, gva, access, 0)));
-            }
-            (2, paging.table_gfn(pdpte))
-        }
-        Mode::FourLevel => (4, paging.root_gfn()),
-        Mode::FiveLevel => (5, paging.root_gfn()),
-    };
-    follow::<G, false>(paging, guest, gva, access, update, found, level, table)
-}
-
-/// The walk from `table` at `level` down. `SHORT`: tables of 1024 four-byte entries, else of 512 eight-byte ones.
-/// What depends on the format is a constant in each of the two: this is half of what a fill costs.
+/// One pass from the root to the leaf; with `UPDATE`, A and D are set on the way. Each level is compiled on its own,
+/// with its constants: a walk is a fifth of what a fill costs.
 #[inline(always)]
-#[allow(clippy::too_many_arguments, reason = "the loop of `walk_once`, apart only to be compiled twice")]
-fn follow<G: GuestMemory, const SHORT: bool>(
+fn pass<G: GuestMemory, const UPDATE: bool>(
     paging: &Paging,
     guest: &G,
     gva: Gva,
     access: Access,
-    update: bool,
-    mut found: Walk,
-    mut level: u8,
-    mut table: Gfn,
-) -> Option<Result<Walk, PageFault>> {
-    let (index_bits, entry_shift) = if SHORT { (10, 2) } else { (9, 3) };
-    let always_reserved = paging.reserved(1, 0);
-    let mut shift = 12 + index_bits * (u32::from(level) - 1);
-    loop {
-        let slot = usize::from(level) - 1;
-        found.inherited[slot] = found.rights;
-        let index = gva.0 >> shift & ((1 << index_bits) - 1);
+) -> Result<Walk, Missed> {
+    let mut way = Way {
+        guest,
+        paging,
+        gva,
+        reserved: paging.reserved(1, 0),
+        found: Walk {
+            gfn: Gfn(0),
+            level: 3,
+            rights: Rights::ALL,
+            dirty: true,
+            entries: [0; LEVELS],
+            inherited: [Rights::ALL; LEVELS],
+        },
+    };
+    let leaf = 'down: {
+        let mut table = paging.root_gfn();
+        match paging.mode {
+            Mode::Off => {
+                way.found.gfn = Gpa(gva.0 & 0xffff_ffff).page();
+                return Ok(way.found);
+            }
+            Mode::TwoLevel => {
+                match way.step::<UPDATE, true, 2>(table)? {
+                    Step::Down(next) => table = next,
+                    Step::Leaf(leaf) => break 'down leaf,
+                }
+                break 'down way.last::<true>(table)?;
+            }
+            Mode::Pae => {
+                let pdpte = paging.pdptes[(gva.0 >> 30) as usize & 3];
+                way.found.entries[2] = pdpte;
+                if pdpte & bits::P == 0 {
+                    return Err(Missed::Fault(0));
+                }
+                table = paging.table_gfn(pdpte);
+            }
+            Mode::FourLevel | Mode::FiveLevel => {
+                if paging.mode == Mode::FiveLevel {
+                    match way.step::<UPDATE, false, 5>(table)? {
+                        Step::Down(next) => table = next,
+                        Step::Leaf(leaf) => break 'down leaf,
+                    }
+                }
+                match way.step::<UPDATE, false, 4>(table)? {
+                    Step::Down(next) => table = next,
+                    Step::Leaf(leaf) => break 'down leaf,
+                }
+                match way.step::<UPDATE, false, 3>(table)? {
+                    Step::Down(next) => table = next,
+                    Step::Leaf(leaf) => break 'down leaf,
+                }
+            }
+        }
+        match way.step::<UPDATE, false, 2>(table)? {
+            Step::Down(next) => table = next,
+            Step::Leaf(leaf) => break 'down leaf,
+        }
+        way.last::<false>(table)?
+    };
+    way.arrive::<UPDATE>(access, &leaf)?;
+    Ok(way.found)
+}
+
+/// A walk under way.
+struct Way<'a, G> {
+    guest: &'a G,
+    paging: &'a Paging,
+    gva: Gva,
+    /// The bits that are reserved in every entry.
+    reserved: u64,
+    found: Walk,
+}
+
+/// What an entry leads to.
+enum Step {
+    Down(Gfn),
+    Leaf(Leaf),
+}
+
+/// A leaf entry, and where it was read.
+struct Leaf {
+    level: u8,
+    address: Gpa,
+    entry: u64,
+}
+
+impl<G: GuestMemory> Way<'_, G> {
+    /// Reads the entry at `LEVEL` in `table`. `SHORT`: tables of 1024 four-byte entries, else of 512 eight-byte ones.
+    #[inline(always)]
+    fn look<const SHORT: bool, const LEVEL: u8>(&mut self, table: Gfn) -> Result<Leaf, Missed> {
+        let (index_bits, entry_shift) = if SHORT { (10, 2) } else { (9, 3) };
+        self.found.inherited[usize::from(LEVEL) - 1] = self.found.rights;
+        let shift = memory::PAGE_SHIFT + index_bits * (u32::from(LEVEL) - 1);
+        let index = self.gva.0 >> shift & ((1 << index_bits) - 1);
         let address = Gpa(table.address().0 + (index << entry_shift));
-        let entry = load(SHORT, guest, address);
+        let entry = load(SHORT, self.guest, address);
         if entry & bits::P == 0 {
-            return Some(Err(fault(paging, gva, access, 0)));
+            return Err(Missed::Fault(0));
         }
-        let large = level > 1 && entry & bits::PS != 0;
-        if entry & always_reserved != 0 || large && entry & paging.reserved(level, entry) != 0 {
-            return Some(Err(fault(paging, gva, access, ErrorCode::PRESENT | ErrorCode::RESERVED)));
+        if entry & self.reserved != 0 {
+            return Err(Missed::Fault(ErrorCode::PRESENT | ErrorCode::RESERVED));
         }
-        found.rights = found.rights.and(Rights::of_entry(entry));
-        let leaf = level == 1 || large && paging.is_leaf(level, entry);
-        if leaf && !permits(paging, found.rights, access) {
-            return Some(Err(fault(paging, gva, access, ErrorCode::PRESENT)));
+        self.found.rights = self.found.rights.and(Rights::of_entry(entry));
+        Ok(Leaf { level: LEVEL, address, entry })
+    }
+
+    /// One level down from `table`, which is above the last.
+    #[inline(always)]
+    fn step<const UPDATE: bool, const SHORT: bool, const LEVEL: u8>(
+        &mut self,
+        table: Gfn,
+    ) -> Result<Step, Missed> {
+        let at = self.look::<SHORT, LEVEL>(table)?;
+        if at.entry & bits::PS != 0 {
+            if at.entry & self.paging.reserved(LEVEL, at.entry) != 0 {
+                return Err(Missed::Fault(ErrorCode::PRESENT | ErrorCode::RESERVED));
+            }
+            if self.paging.is_leaf(LEVEL, at.entry) {
+                return Ok(Step::Leaf(at));
+            }
         }
-        let mut new = entry | bits::A;
-        if leaf && access.kind == Kind::Write {
-            new |= bits::D;
+        let new = at.entry | bits::A;
+        if UPDATE && new != at.entry && !set_bits(SHORT, self.guest, at.address, at.entry, new) {
+            return Err(Missed::Raced);
         }
-        if update && new != entry && !set_bits(SHORT, guest, address, entry, new) {
-            return None;
+        self.found.entries[usize::from(LEVEL) - 1] = if UPDATE { new } else { at.entry };
+        Ok(Step::Down(Gpa(at.entry & if SHORT { 0xffff_f000 } else { bits::FRAME }).page()))
+    }
+
+    /// The entry in the last table.
+    #[inline(always)]
+    fn last<const SHORT: bool>(&mut self, table: Gfn) -> Result<Leaf, Missed> {
+        self.look::<SHORT, 1>(table)
+    }
+
+    /// Decides the access at its leaf.
+    #[inline(always)]
+    fn arrive<const UPDATE: bool>(&mut self, access: Access, leaf: &Leaf) -> Result<(), Missed> {
+        let &Leaf { level, address, entry } = leaf;
+        if !permits(self.paging, self.found.rights, access) {
+            return Err(Missed::Fault(ErrorCode::PRESENT));
         }
-        found.entries[slot] = if update { new } else { entry };
-        if leaf {
-            let within = (gva.0 & ((1 << shift) - 1)) >> memory::PAGE_SHIFT;
-            found.gfn = Gfn(paging.leaf_gfn(level, entry).0 + within);
-            found.level = level;
-            found.dirty = found.entries[slot] & bits::D != 0;
-            return Some(Ok(found));
+        let mut new = entry;
+        if UPDATE {
+            new |= if access.kind == Kind::Write { bits::A | bits::D } else { bits::A };
+            let short = self.paging.mode == Mode::TwoLevel;
+            if new != entry && !set_bits(short, self.guest, address, entry, new) {
+                return Err(Missed::Raced);
+            }
         }
-        table = Gpa(entry & if SHORT { 0xffff_f000 } else { bits::FRAME }).page();
-        level -= 1;
-        shift -= index_bits;
+        let mut gfn = self.paging.leaf_gfn(level, entry);
+        if level > 1 {
+            let span = 1_u64 << self.paging.span_shift(level);
+            gfn.0 += (self.gva.0 & (span - 1)) >> memory::PAGE_SHIFT;
+        }
+        self.found.entries[usize::from(level) - 1] = new;
+        self.found.gfn = gfn;
+        self.found.level = level;
+        self.found.dirty = new & bits::D != 0;
+        Ok(())
     }
 }
 

@@ -75,7 +75,8 @@ impl Vcpu {
         if self.recent.find(gva, access).is_some_and(is_device) {
             return self.marked(core, vmcs);
         }
-        let found = match walk::walk(&self.mmu.paging, &self.guest.ram, gva, access) {
+        let result = walk::walk(&self.mmu.paging, &self.guest.ram, gva, access);
+        let found = match &result {
             Ok(found) if is_device(found.gfn) => {
                 self.recent.note(gva, access, found.gfn);
                 return self.marked(core, vmcs);
@@ -99,7 +100,7 @@ impl Vcpu {
         }
         loop {
             let host = self.guest.surroundings(core);
-            let outcome = self.guest.mmu.lock().fill(&host, &self.mmu, gva, access, &found);
+            let outcome = self.guest.mmu.lock().fill(&host, &self.mmu, gva, access, found);
             match outcome {
                 Fill::Filled | Fill::Changed => return Next::Resume,
                 Fill::Mmio(_) => {
