@@ -33,6 +33,13 @@ pub enum Fill {
     Short,
 }
 
+/// One step of the way from the root: the page, and whether it was there before.
+#[derive(Clone, Copy)]
+struct Down {
+    child: PageId,
+    found: bool,
+}
+
 impl Mmu {
     /// Whether an operation may begin: every frame that it can need is there.
     #[must_use]
@@ -159,18 +166,15 @@ impl Mmu {
         while level > target {
             let index = shadow_index(level, gva);
             let (gfn, child_role) = self.next_down(page, role, index, level, walk);
-            let linked = self.linked(host, page, index, level);
+            let linked = self.first_child(host, page, index, level);
             page = match linked.filter(|&child| self.pages[child].is(gfn, child_role)) {
                 Some(child) => child,
-                None => self.way_down(host, cpu, gva, walk, page, index, (gfn, child_role))?,
+                None => return self.way_down(host, cpu, gva, walk, page, target),
             };
             role = child_role;
             level -= 1;
-            if level == 2 && target == 2 && self.config.split_executable {
-                let raw = host.tables().load(self.pages[page].table, shadow_index(2, gva));
-                if matches!(spte::decode(2, raw), spte::Spte::Table(_)) {
-                    target = 1;
-                }
+            if level == 2 && target == 2 && self.is_split(host, page, gva) {
+                target = 1;
             }
         }
         Ok((page, target))
@@ -179,7 +183,7 @@ impl Mmu {
     /// The page that spte `index` of `page` points to, where the links tell: it is first in that page's list of parents.
     /// Most tables have one parent, so the way down to what is there needs no search.
     #[inline]
-    fn linked<H: Host>(&self, host: &H, page: PageId, index: usize, level: u8) -> Option<PageId> {
+    fn first_child<H: Host>(&self, host: &H, page: PageId, index: usize, level: u8) -> Option<PageId> {
         let at = &self.pages[page];
         match spte::decode(level, host.tables().load(at.table, index)) {
             spte::Spte::Table(_) => crate::link::named_head(host.tables(), at.links, index).map(PageId),
@@ -187,8 +191,8 @@ impl Mmu {
         }
     }
 
-    /// Makes spte `index` of `page` point to the shadow page for (gfn, role), which is made if it is missing.
-    #[allow(clippy::too_many_arguments, reason = "the rare part of `descend`, apart to be out of its way")]
+    /// The way from `top` down where a link is missing: makes what is missing, and links it. All tables are made before
+    /// the first link, so that one shoot-down shuts the other cores out of all of them.
     #[inline(never)]
     fn way_down<H: Host>(
         &mut self,
@@ -196,35 +200,80 @@ impl Mmu {
         cpu: &VcpuMmu,
         gva: Gva,
         walk: &Walk,
-        page: PageId,
-        index: usize,
-        (gfn, role): (Gfn, Role),
-    ) -> Result<PageId, Fill> {
-        let found = self.find(host, gfn, role);
-        let child = match found {
-            Some(child) => child,
-            None => self.make(host, gfn, role).ok_or(Fill::Short)?,
-        };
-        let level = self.pages[page].role.level();
-        let raw = host.tables().load(self.pages[page].table, index);
-        if spte::decode(level, raw) != spte::Spte::Table(self.pages[child].table) {
-            // What was last looked at under another parent, or none, may be behind, and so may anything that
-            // hangs below it (H2).
-            if found.is_some() && !self.unsync.is_empty() {
-                self.sync_from(host, child);
+        top: PageId,
+        mut target: u8,
+    ) -> Result<(PageId, u8), Fill> {
+        let mut steps = [Down { child: top, found: true }; PAGES_PER_OPERATION as usize];
+        let mut count = 0;
+        let mut page = top;
+        let mut level = self.pages[top].role.level();
+        while level > target {
+            let index = shadow_index(level, gva);
+            let (gfn, role) = self.next_down(page, self.pages[page].role, index, level, walk);
+            let found = self.find(host, gfn, role);
+            let Some(child) = found.or_else(|| self.make(host, gfn, role)) else { return Err(Fill::Short) };
+            // Nothing may take it for an orphan while it has no parent yet.
+            self.pages[child].roots += 1;
+            steps[count] = Down { child, found: found.is_some() };
+            count += 1;
+            page = child;
+            level -= 1;
+            if level == 2 && target == 2 && self.is_split(host, page, gva) {
+                target = 1;
             }
-            // The table is tracked by now: what its entry says holds until we hear of a change (H3).
-            if self.config.vcpus > 1
-                && Self::has_entry(self.pages[page].role)
-                && !Self::entry_unchanged(host, cpu, gva, walk, level)
-            {
-                self.publish(host);
-                return Err(Fill::Changed);
-            }
-            self.set_table(host, page, index, child);
-            self.pages.touch(child);
         }
-        Ok(child)
+        self.shut_out(host);
+        let linked = self.link(host, cpu, gva, walk, top, &steps[..count]);
+        for down in &steps[..count] {
+            self.pages[down.child].roots -= 1;
+        }
+        linked.map(|()| (page, target))
+    }
+
+    /// Whether an executable large page at `gva` has been split: it stays so.
+    fn is_split<H: Host>(&self, host: &H, page: PageId, gva: Gva) -> bool {
+        self.config.split_executable && {
+            let raw = host.tables().load(self.pages[page].table, shadow_index(2, gva));
+            matches!(spte::decode(2, raw), spte::Spte::Table(_))
+        }
+    }
+
+    /// Links the pages of `steps` to each other, the first one to `top`, as the guest's entries say now.
+    fn link<H: Host>(
+        &mut self,
+        host: &H,
+        cpu: &VcpuMmu,
+        gva: Gva,
+        walk: &Walk,
+        top: PageId,
+        steps: &[Down],
+    ) -> Result<(), Fill> {
+        let mut page = top;
+        for &Down { child, found } in steps {
+            let role = self.pages[page].role;
+            let index = shadow_index(role.level(), gva);
+            let raw = host.tables().load(self.pages[page].table, index);
+            if spte::decode(role.level(), raw) != spte::Spte::Table(self.pages[child].table) {
+                // What was last looked at under another parent, or none, may be behind, and so may anything that
+                // hangs below it (H2).
+                if found && !self.unsync.is_empty() {
+                    self.sync_from(host, child);
+                }
+                // The table is tracked, and shut to the other cores: what its entry says holds until we hear of a
+                // change (H3).
+                if self.config.vcpus > 1
+                    && Self::has_entry(role)
+                    && !Self::entry_unchanged(host, cpu, gva, walk, role.level())
+                {
+                    self.publish(host);
+                    return Err(Fill::Changed);
+                }
+                self.set_table(host, page, index, child);
+                self.pages.touch(child);
+            }
+            page = child;
+        }
+        Ok(())
     }
 
     /// Which table spte `index` of `page` with `role` at `level` must point to on the way of `walk`: what [`Mmu::child_of`]
@@ -288,10 +337,7 @@ impl Mmu {
                 self.zap(host, id);
                 continue;
             }
-            self.pages[id].unsync = self.unsync.len() as u32;
-            self.unsync_upper += u32::from(self.pages[id].role.level() > 1);
-            self.unsync.push(id);
-            self.stats.unsyncs += 1;
+            self.mark_unsync(id);
         }
     }
 

@@ -103,6 +103,8 @@ pub struct Mmu {
     /// Shadow pages whose gfn is no RAM (dummy roots, pieces of large pages over MMIO), in chains by block.
     pub(crate) strays: [u32; STRAY_CHAINS],
     pub(crate) unsync: Vec<PageId>,
+    /// Shadow pages that are being synced: off the list of unsync ones, their tables not writable any more.
+    pub(crate) due: Vec<PageId>,
     /// How many of them are above level 1.
     pub(crate) unsync_upper: u32,
     /// Frames at hand.
@@ -124,7 +126,7 @@ impl Mmu {
     pub const fn heap_bytes(ram_pages: usize, pages_max: usize) -> usize {
         let each_page = size_of::<GuestPage>();
         let each_block = size_of::<GuestBlock>();
-        let each_shadow = size_of::<ShadowPage>() + size_of::<PageId>() + 4 * size_of::<Pfn>();
+        let each_shadow = size_of::<ShadowPage>() + 2 * size_of::<PageId>() + 4 * size_of::<Pfn>();
         ram_pages * each_page
             + ram_pages / BLOCK_PAGES as usize * each_block
             + pages_max * each_shadow
@@ -145,6 +147,7 @@ impl Mmu {
             strays: [NIL; STRAY_CHAINS],
             unsync_upper: 0,
             unsync: Vec::with_capacity(pages_max as usize),
+            due: Vec::with_capacity(pages_max as usize),
             stash: Vec::with_capacity(2 * pages_max as usize + STASH_MAX),
             retired: Vec::with_capacity(2 * pages_max as usize + STASH_MAX),
             retired_generation: 0,
@@ -229,6 +232,16 @@ impl Mmu {
         }
     }
 
+    /// After this no other core of the guest writes a tracked table unheard: what is read of it next is what holds (H3).
+    /// Other cores may hold translations whose sptes are long gone, so it does not matter whether any was narrowed
+    /// just now. One round, whatever the number of tables.
+    pub(crate) fn shut_out<H: Host>(&mut self, host: &H) {
+        if self.config.vcpus > 1 {
+            self.publish(host);
+            host.shoot_down();
+        }
+    }
+
     pub(crate) fn heads(&mut self) -> Heads<'_> {
         Heads { pages: &mut self.guest_pages, blocks: &mut self.guest_blocks, arena: &mut self.pages }
     }
@@ -261,8 +274,9 @@ impl Mmu {
         None
     }
 
-    /// Makes a shadow page: from here on the guest cannot write the table unnoticed. `None` if there is no
-    /// frame or descriptor left, which the caller rules out beforehand.
+    /// Makes a shadow page: from here on no spte lets the guest write the table unnoticed, and after
+    /// [`Mmu::shut_out`] no TLB does. `None` if there is no frame or descriptor left, which the caller rules out
+    /// beforehand.
     pub(crate) fn make<H: Host>(&mut self, host: &H, gfn: Gfn, role: Role) -> Option<PageId> {
         if self.stash.len() < 2 {
             return None;
@@ -288,10 +302,8 @@ impl Mmu {
             && let Some(index) = host.slots().index(gfn)
         {
             self.track(host, index);
-            // No core may write the table unheard from here on: what is read next is what holds (H3).
-            if self.config.vcpus > 1 && self.narrowed {
-                self.publish(host);
-                host.shoot_down();
+            if self.has_two_formats(index) {
+                self.keep_unsync(index);
             }
         }
         host.page_allocated();
@@ -314,6 +326,42 @@ impl Mmu {
             }
         }
         self.protect(host, index);
+    }
+
+    /// Whether the guest page `index` is shadowed both as a table of 4-byte entries and as one of 8-byte ones. Where the
+    /// walk sets A and D in the one, it changes numbers in the other, and no tracker hears of it: such shadows are
+    /// never taken for in sync.
+    pub(crate) fn has_two_formats(&self, index: usize) -> bool {
+        let mut seen = 0_u8;
+        let mut id = self.guest_pages[index].shadows;
+        while id != NIL {
+            let page = &self.pages[PageId(id)];
+            if page.is_tracked() {
+                seen |= if page.role.mode() == Mode::TwoLevel { 1 } else { 2 };
+            }
+            id = page.chain;
+        }
+        seen == 3
+    }
+
+    /// Lets all shadows of the guest page `index` be unsync.
+    fn keep_unsync(&mut self, index: usize) {
+        let mut next = self.guest_pages[index].shadows;
+        while next != NIL {
+            let id = PageId(next);
+            next = self.pages[id].chain;
+            if self.pages[id].is_tracked() && !self.pages[id].is_unsync() {
+                self.mark_unsync(id);
+            }
+        }
+    }
+
+    /// The shadow page may be behind its table from here on.
+    pub(crate) fn mark_unsync(&mut self, id: PageId) {
+        self.pages[id].unsync = self.unsync.len() as u32;
+        self.unsync_upper += u32::from(self.pages[id].role.level() > 1);
+        self.unsync.push(id);
+        self.stats.unsyncs += 1;
     }
 
     /// Takes write permission from every spte at level 1 that maps the guest page `index`.

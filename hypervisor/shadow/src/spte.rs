@@ -85,12 +85,12 @@ pub const fn same_frame(old: u64, new: u64) -> bool {
     old != EMPTY && (old ^ new) & (bits::FRAME | bits::PS) == 0
 }
 
-/// Whether the change from `old` to `new` takes something away that a TLB may hold: then a flush is due.
+/// Whether the change from `old` to `new` takes something away that a TLB may hold: then a flush is due. U counts both
+/// ways, since SMEP and SMAP keep the supervisor off a page that the user may use.
 #[must_use]
 pub const fn narrows(old: u64, new: u64) -> bool {
-    let permits = bits::P | bits::W | bits::U;
     old & bits::P != 0
-        && (old & !new & permits != 0
+        && (old & !new & (bits::P | bits::W) != 0
             || new & !old & bits::NX != 0
-            || (old ^ new) & (bits::FRAME | bits::PS) != 0)
+            || (old ^ new) & (bits::FRAME | bits::PS | bits::U) != 0)
 }

@@ -78,9 +78,10 @@ impl Mmu {
             at -= 1;
             let Some(&id) = self.unsync.get(at) else { continue };
             if self.pages[id].role.level() > 1 && matches!(self.reach(host, id, root), Reach::Yes) {
-                self.sync(host, id);
+                self.shut(host, id);
             }
         }
+        self.sync_due(host);
     }
 
     /// Syncs every unsync page that `root`, a root or any other page, may lead to.
@@ -90,13 +91,14 @@ impl Mmu {
             at -= 1;
             let Some(&id) = self.unsync.get(at) else { continue };
             match self.reach(host, id, root) {
-                Reach::Yes => self.sync(host, id),
+                Reach::Yes => self.shut(host, id),
                 Reach::Orphan => self.zap(host, id),
                 // Too many that wait for their own root would make every change of root look at all of them.
-                Reach::No if self.unsync.len() > UNSYNC_KEPT => self.sync(host, id),
+                Reach::No if self.unsync.len() > UNSYNC_KEPT => self.shut(host, id),
                 Reach::No => {}
             }
         }
+        self.sync_due(host);
     }
 
     /// Follows the parents of `id` upwards. Where there is more than one, the answer is yes: syncing what need
@@ -120,30 +122,40 @@ impl Mmu {
         }
     }
 
-    /// Brings one shadow page up to date. The guest's writes are shut out first, so that no write falls
-    /// between the look at an entry and the end (H3).
-    pub(crate) fn sync<H: Host>(&mut self, host: &H, id: PageId) {
+    /// Begins the sync of a shadow page: the guest's writes are shut out before anything is looked at, so that no write
+    /// falls between the look at an entry and the end (H3), and before another page's sync could grant them anew (H5).
+    fn shut<H: Host>(&mut self, host: &H, id: PageId) {
         self.forget_unsync(id);
         if let Some(guest_page) = host.slots().index(self.pages[id].gfn) {
             self.protect(host, guest_page);
-            if self.config.vcpus > 1 && self.narrowed {
-                self.publish(host);
-                host.shoot_down();
-            }
         }
-        if Self::is_leaf_table(self.pages[id].role) {
-            self.reconcile_leaves(host, id);
-        } else {
-            for word in 0..8 {
-                let mut present = self.pages[id].present[word];
-                while present != 0 {
-                    let index = word << 6 | present.trailing_zeros() as usize;
-                    present &= present - 1;
-                    self.reconcile(host, id, index);
+        self.due.push(id);
+    }
+
+    /// Brings the pages that are due up to date.
+    fn sync_due<H: Host>(&mut self, host: &H) {
+        if self.due.is_empty() {
+            return;
+        }
+        self.shut_out(host);
+        while let Some(id) = self.due.pop() {
+            if Self::is_leaf_table(self.pages[id].role) {
+                self.reconcile_leaves(host, id);
+            } else {
+                for word in 0..8 {
+                    let mut present = self.pages[id].present[word];
+                    while present != 0 {
+                        let index = word << 6 | present.trailing_zeros() as usize;
+                        present &= present - 1;
+                        self.reconcile(host, id, index);
+                    }
                 }
             }
+            self.stats.syncs += 1;
+            if host.slots().index(self.pages[id].gfn).is_some_and(|index| self.has_two_formats(index)) {
+                self.mark_unsync(id);
+            }
         }
-        self.stats.syncs += 1;
     }
 
     pub(crate) fn forget_unsync(&mut self, id: PageId) {

@@ -216,7 +216,7 @@ pub fn peek<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access
     })
 }
 
-/// One pass from the root to the leaf; with `UPDATE`, A and D are set on the way. Each level is compiled on its own,
+/// One pass from the root to the leaf; with `UPDATE`, A and D are set on its path when it has arrived. Each level is compiled on its own,
 /// with its constants: a walk is a fifth of what a fill costs.
 #[inline(always)]
 fn pass<G: GuestMemory, const UPDATE: bool>(
@@ -230,6 +230,7 @@ fn pass<G: GuestMemory, const UPDATE: bool>(
         paging,
         gva,
         reserved: paging.reserved(1, 0),
+        unused: 0,
         found: Walk {
             gfn: Gfn(0),
             level: 3,
@@ -247,7 +248,7 @@ fn pass<G: GuestMemory, const UPDATE: bool>(
                 return Ok(way.found);
             }
             Mode::TwoLevel => {
-                match way.step::<UPDATE, true, 2>(table)? {
+                match way.step::<true, 2>(table)? {
                     Step::Down(next) => table = next,
                     Step::Leaf(leaf) => break 'down leaf,
                 }
@@ -263,22 +264,22 @@ fn pass<G: GuestMemory, const UPDATE: bool>(
             }
             Mode::FourLevel | Mode::FiveLevel => {
                 if paging.mode == Mode::FiveLevel {
-                    match way.step::<UPDATE, false, 5>(table)? {
+                    match way.step::<false, 5>(table)? {
                         Step::Down(next) => table = next,
                         Step::Leaf(leaf) => break 'down leaf,
                     }
                 }
-                match way.step::<UPDATE, false, 4>(table)? {
+                match way.step::<false, 4>(table)? {
                     Step::Down(next) => table = next,
                     Step::Leaf(leaf) => break 'down leaf,
                 }
-                match way.step::<UPDATE, false, 3>(table)? {
+                match way.step::<false, 3>(table)? {
                     Step::Down(next) => table = next,
                     Step::Leaf(leaf) => break 'down leaf,
                 }
             }
         }
-        match way.step::<UPDATE, false, 2>(table)? {
+        match way.step::<false, 2>(table)? {
             Step::Down(next) => table = next,
             Step::Leaf(leaf) => break 'down leaf,
         }
@@ -295,6 +296,8 @@ struct Way<'a, G> {
     gva: Gva,
     /// The bits that are reserved in every entry.
     reserved: u64,
+    /// A, where an entry above the leaf lacks it.
+    unused: u64,
     found: Walk,
 }
 
@@ -333,10 +336,7 @@ impl<G: GuestMemory> Way<'_, G> {
 
     /// One level down from `table`, which is above the last.
     #[inline(always)]
-    fn step<const UPDATE: bool, const SHORT: bool, const LEVEL: u8>(
-        &mut self,
-        table: Gfn,
-    ) -> Result<Step, Missed> {
+    fn step<const SHORT: bool, const LEVEL: u8>(&mut self, table: Gfn) -> Result<Step, Missed> {
         let at = self.look::<SHORT, LEVEL>(table)?;
         if at.entry & bits::PS != 0 {
             if at.entry & self.paging.reserved(LEVEL, at.entry) != 0 {
@@ -346,11 +346,8 @@ impl<G: GuestMemory> Way<'_, G> {
                 return Ok(Step::Leaf(at));
             }
         }
-        let new = at.entry | bits::A;
-        if UPDATE && new != at.entry && !set_bits(SHORT, self.guest, at.address, at.entry, new) {
-            return Err(Missed::Raced);
-        }
-        self.found.entries[usize::from(LEVEL) - 1] = if UPDATE { new } else { at.entry };
+        self.unused |= !at.entry & bits::A;
+        self.found.entries[usize::from(LEVEL) - 1] = at.entry;
         Ok(Step::Down(Gpa(at.entry & if SHORT { 0xffff_f000 } else { bits::FRAME }).page()))
     }
 
@@ -369,6 +366,9 @@ impl<G: GuestMemory> Way<'_, G> {
         }
         let mut new = entry;
         if UPDATE {
+            if self.unused != 0 {
+                self.mark_used(level)?;
+            }
             new |= if access.kind == Kind::Write { bits::A | bits::D } else { bits::A };
             let short = self.paging.mode == Mode::TwoLevel;
             if new != entry && !set_bits(short, self.guest, address, entry, new) {
@@ -384,6 +384,35 @@ impl<G: GuestMemory> Way<'_, G> {
         self.found.gfn = gfn;
         self.found.level = level;
         self.found.dirty = new & bits::D != 0;
+        Ok(())
+    }
+
+    /// Sets A in the entries above the leaf's `level`. Only once the walk has arrived: then a fill follows, which sees to
+    /// it that no shadow of another format takes these bits for its own (see `Mmu::has_two_formats`).
+    #[cold]
+    fn mark_used(&mut self, level: u8) -> Result<(), Missed> {
+        let top = match self.paging.mode {
+            Mode::Off | Mode::TwoLevel | Mode::Pae => 2,
+            Mode::FourLevel => 4,
+            Mode::FiveLevel => 5,
+        };
+        for level in (level + 1..=top).rev() {
+            let entry = self.found.entry(level);
+            if entry & bits::A != 0 {
+                continue;
+            }
+            let table = if level == top && self.paging.mode != Mode::Pae {
+                self.paging.root_gfn()
+            } else {
+                self.paging.table_gfn(self.found.entry(level + 1))
+            };
+            let address = self.paging.entry_address(table, self.paging.guest_index(level, self.gva));
+            let short = self.paging.mode == Mode::TwoLevel;
+            if !set_bits(short, self.guest, address, entry, entry | bits::A) {
+                return Err(Missed::Raced);
+            }
+            self.found.entries[usize::from(level) - 1] = entry | bits::A;
+        }
         Ok(())
     }
 }
