@@ -17,7 +17,7 @@
 //! | the guest stops | [`Mmu::zap_all`] |
 //!
 //! The crate is pure: it sees the guest's memory, its own tables and the other processors through [`Host`].
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "model")), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
@@ -28,6 +28,9 @@ mod host;
 mod leaf;
 mod link;
 mod mmu;
+#[cfg(any(test, feature = "model"))]
+#[allow(missing_docs, reason = "for tests; each module says what it is")]
+pub mod model;
 mod pages;
 pub mod paging;
 mod reclaim;

@@ -3,7 +3,7 @@
 use memory::{Gva, Pfn, TableMemory};
 
 use super::guest::{BLOCKS, FLAGS, PD, PT, TOP, guest, guest_on};
-use super::machine::{Machine, READ, WRITE};
+use crate::model::machine::{Machine, READ, WRITE};
 use crate::pages::PageId;
 use crate::paging::bits;
 use crate::spte::{self, MMIO};

@@ -1,60 +1,14 @@
 //! What the tables hold that the processor reads: nothing but what it may find there.
 
-use std::collections::HashSet;
-
-use memory::{Gfn, Gpa, Gva, Pfn, TableMemory};
+use memory::{Gpa, Gva};
 use proptest::prelude::*;
 
 use super::guest::{FLAGS, PD, PDPT, PML4, PT, TOP, guest};
-use super::machine::{Landed, Machine, READ, WRITE, random_guests};
-use crate::pages::PageId;
+use crate::model::contents::{scan, sptes};
+use crate::model::machine::{Landed, READ, WRITE};
 use crate::paging::bits;
 use crate::spte::{EMPTY, MMIO};
-use crate::{Access, Kind, Paging, Role};
-
-/// Bits that no spte ever has: PWT, PCD, G, PAT at level 1, those that software and other features own.
-const NEVER: u64 = 1 << 3 | 1 << 4 | 1 << 8 | 7 << 9 | 0x7ff0_0000_0000_0000;
-
-/// Every spte, by the shadow page that holds it.
-fn sptes(machine: &Machine) -> Vec<(Gfn, Role, usize, u64)> {
-    let mmu = &machine.mmu;
-    let live = (0..mmu.pages.capacity()).map(PageId).map(|id| &mmu.pages[id]).filter(|page| page.live);
-    live.flat_map(|page| {
-        (0..512).map(move |index| (page.gfn, page.role, index, machine.host.frames.load(page.table, index)))
-    })
-    .collect()
-}
-
-/// Every spte maps nothing, by one of the two fixed values, or one of the guest's own pages, or points to a live
-/// table; and has no bit besides.
-pub fn scan(machine: &Machine) {
-    let mmu = &machine.mmu;
-    let live = (0..mmu.pages.capacity()).map(PageId).map(|id| &mmu.pages[id]).filter(|page| page.live);
-    let tables: HashSet<Pfn> = live.map(|page| page.table).collect();
-    for (gfn, role, index, raw) in sptes(machine) {
-        let place = || format!("spte {raw:#x} at {index} of the shadow of {gfn:?}, {role:?}");
-        if raw == EMPTY || raw == MMIO {
-            continue;
-        }
-        assert!(raw & bits::P != 0, "H21: maps nothing, yet holds something: {}", place());
-        let level = role.level();
-        let pat = if level == 1 { bits::PS } else { 0 };
-        assert_eq!(raw & (NEVER | pat), 0, "H32: {}", place());
-        let split = mmu.config.split_executable && level > 1 && raw & bits::PS != 0;
-        assert!(!split || raw & bits::NX != 0, "H22: large and executable: {}", place());
-        let frame = Pfn((raw & bits::FRAME) >> 12);
-        if level == 1 || raw & bits::PS != 0 {
-            assert!(machine.host.owned(frame).is_some(), "H10: not this guest's: {}", place());
-            assert!(level == 1 || frame.0.is_multiple_of(512), "PAT or a bad frame: {}", place());
-        } else {
-            assert!(tables.contains(&frame), "points to no live table: {}", place());
-        }
-    }
-    for &frame in &mmu.retired {
-        let left = (0..512).find(|&index| machine.host.frames.load(frame, index) != EMPTY);
-        assert_eq!(left, None, "H21: a zapped table maps nothing");
-    }
-}
+use crate::{Access, Kind, Paging};
 
 #[test]
 fn h21_what_maps_nothing_holds_no_frame_number() {
@@ -136,7 +90,7 @@ fn hostile_entry() -> impl Strategy<Value = u64> {
 }
 
 proptest! {
-    #![proptest_config(random_guests(150))]
+    #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
     fn h10_whatever_top_level_slots_say_the_guest_reaches_only_itself(

@@ -3,8 +3,8 @@
 use memory::Gva;
 
 use super::guest::{PD, PT, TOP, guest};
-use super::machine::{Landed, READ, WRITE};
 use crate::Paging;
+use crate::model::machine::{Landed, READ, WRITE};
 use crate::paging::bits;
 
 const READ_ONLY: u64 = bits::P | bits::U | bits::A;

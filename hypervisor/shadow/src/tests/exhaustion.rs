@@ -3,7 +3,7 @@
 use memory::{Gpa, Gva, Pfn, TableMemory};
 
 use super::guest::{BLOCKS, FLAGS, PD, PDPT, PML4, PT, TOP, guest, guest_on};
-use super::machine::{Landed, Machine, READ, WRITE, config, identity};
+use crate::model::machine::{Landed, Machine, READ, WRITE, config, identity};
 use crate::pages::{PAGES_MAX, PageId, SpteId};
 use crate::paging::bits;
 use crate::{

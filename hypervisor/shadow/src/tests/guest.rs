@@ -1,6 +1,6 @@
 //! The guest of most tests: an identity map, and one leaf table of its own under the second PML4 slot.
 
-use super::machine::{Machine, identity};
+use crate::model::machine::{Machine, identity};
 use crate::paging::bits;
 
 /// An entry with everything permitted and used before.

@@ -3,7 +3,7 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{BLOCKS, FLAGS, PML4, guest};
-use super::machine::{FETCH, Landed, Machine, READ, WRITE, identity};
+use crate::model::machine::{FETCH, Landed, Machine, READ, WRITE, identity};
 use crate::paging::bits;
 use crate::{Mode, Paging};
 

@@ -3,7 +3,7 @@
 use memory::{Gpa, Gva, Pfn};
 
 use super::guest::{BLOCKS, FLAGS, PML4, PT, TOP, guest};
-use super::machine::{Landed, Machine, READ, WRITE, identity};
+use crate::model::machine::{Landed, Machine, READ, WRITE, identity};
 use crate::paging::bits;
 use crate::walk::load_pdptes;
 use crate::{FRAMES_PER_OPERATION, Mode, PAGES_PER_OPERATION, Paging, Short, VcpuMmu};
@@ -167,7 +167,7 @@ fn smep_and_smap_are_off_while_paging_is() {
     let mut machine = guest();
     let [off, ..] = modes(&machine);
     machine.set_paging(Paging { smep: true, smap: true, wp: true, ..off });
-    for access in [READ, WRITE, super::machine::FETCH] {
+    for access in [READ, WRITE, crate::model::machine::FETCH] {
         assert_eq!(machine.access(Gva(0x30_0000), access), Landed::Ram(Gpa(0x30_0000)));
     }
     assert_eq!(machine.access(Gva(0xfee0_0000), READ), Landed::Mmio(Gpa(0xfee0_0000)));

@@ -3,7 +3,7 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{BLOCKS, FLAGS, PD, PDPT, PML4, PT, TOP, guest_on};
-use super::machine::{Landed, Machine, READ, WRITE, config};
+use crate::model::machine::{Landed, Machine, READ, WRITE, config};
 use crate::paging::bits;
 use crate::{Access, Fill, walk};
 

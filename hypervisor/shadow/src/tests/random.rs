@@ -1,193 +1,175 @@
-//! Random guests: whatever they do to their tables, after a flush the shadow gives what the tables say.
+//! Random guests against the architecture, and every counterexample that was ever found.
+//!
+//! `SHADOW_STEPS` says how many steps all tests here take together; without it 20 million.
 
-use memory::{Gpa, Gva};
+use std::cell::Cell;
+use std::panic;
+use std::sync::Once;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
-use super::machine::{Landed, Machine, READ, WRITE, identity, random_guests};
-use crate::paging::bits;
-use crate::{Access, Kind, Mode, Paging};
+use crate::Mode;
+use crate::model::step::Step;
+use crate::model::trial::{Setup, run};
 
-const BLOCKS: u64 = 4;
-/// Guest frames that serve as tables of any level, and as data.
-const POOL: u64 = 0x10_0000;
-const POOL_PAGES: u64 = 8;
+/// The longest sequence.
+const LENGTH: usize = 240;
+/// Steps of all tests here, unless the environment says otherwise.
+const STEPS: u64 = 20_000_000;
+/// Parts that they are divided into: a test for each mode.
+const PARTS: u64 = 5;
+/// Seeds that are run each time; half of the steps are theirs, the other half is a new seed's.
+const SEEDS: [u64; 4] = [1, 0x5eed, 0x20_1007, 0xc0ffee];
 
-#[derive(Clone, Debug)]
-enum Step {
-    /// Store an entry: pool page, index, and what it says.
-    Store { page: u64, index: u64, target: u64, flags: u64 },
-    /// Store and INVLPG, then look.
-    Edit { page: u64, index: u64, target: u64, flags: u64, at: u64, access: Access },
-    /// Look after a flush.
-    Check { at: u64, access: Access },
-    /// Any access, for its effect.
-    Touch { at: u64, access: Access },
-    /// Run on another root.
-    Root { page: u64 },
-    /// Change CR0.WP, CR4.SMEP, CR4.SMAP.
-    Bits { wp: bool, smep: bool, smap: bool },
-    /// Shrink the cache.
-    Reclaim { pages: u32 },
-    /// A device writes an entry.
-    Device { page: u64, index: u64, target: u64, flags: u64 },
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-fn entry() -> impl Strategy<Value = (u64, u64, u64, u64)> {
-    // Few indices, so that paths meet; targets in the pool, in RAM, in holes.
-    let target = prop_oneof![
-        6 => (0..POOL_PAGES).prop_map(|p| POOL + p * 0x1000),
-        2 => (0..BLOCKS * 512).prop_map(|p| p << 12),
-        2 => (0..BLOCKS).prop_map(|p| p << 21),
-        1 => (0..3u64).prop_map(|p| p << 30),
-        1 => Just(0xfee0_0000_u64),
-    ];
-    let flags = prop_oneof![
-        8 => (0_u64..8).prop_map(|n| {
-            let chosen = [bits::W, bits::U, bits::D].into_iter().enumerate().filter(|(i, _)| n >> i & 1 != 0);
-            chosen.fold(bits::P | bits::A, |flags, (_, bit)| flags | bit)
-        }),
-        4 => Just(bits::P | bits::W | bits::U | bits::A | bits::D),
-        1 => Just(bits::P | bits::W | bits::U),
-        1 => Just(bits::P | bits::W | bits::U | bits::NX),
-        3 => Just(bits::P | bits::W | bits::U | bits::PS),
-        1 => Just(bits::P | bits::U | bits::PS),
-        2 => Just(0),
-        1 => Just(bits::P | 1 << 45),
-    ];
-    (0..POOL_PAGES, 0_u64..4, target, flags)
+/// Runs `f` without the messages of its panics: those of a shrinking search are thousands.
+pub fn quietly<R>(f: impl FnOnce() -> R) -> R {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let loud = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                loud(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = f();
+    QUIET.set(false);
+    result
 }
 
-fn access() -> impl Strategy<Value = Access> {
-    (prop_oneof![Just(Kind::Read), Just(Kind::Write), Just(Kind::Fetch)], any::<bool>(), any::<bool>())
-        .prop_map(|(kind, user, ac)| Access {
-            kind,
-            user,
-            smap_overridden: !user && ac && kind != Kind::Fetch,
+/// A guest of `mode` with every other property at random.
+fn setup(mode: Mode, number: u64) -> u64 {
+    let modes = [Mode::FourLevel, Mode::Pae, Mode::TwoLevel, Mode::FiveLevel, Mode::Off];
+    let mode = modes.iter().position(|&it| it == mode).unwrap_or(0) as u64;
+    number % 960 / 5 * 5 + mode
+}
+
+/// Runs about `steps` steps from one seed; a failure is shown as the smallest sequence that fails so.
+pub fn from_seed(seed: u64, mode: Mode, steps: u64) -> Result<u64, (String, Vec<u64>, u64)> {
+    let config = Config {
+        cases: (2 * steps / LENGTH as u64).max(1) as u32,
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let sequences = (any::<u64>(), prop::collection::vec(any::<u64>(), 1..LENGTH));
+    let (done, failed) = (Cell::new(0), Cell::new(false));
+    let result = quietly(|| {
+        runner.run(&sequences, |(first, steps)| {
+            let mut numbers = vec![setup(mode, first)];
+            numbers.extend(steps);
+            let count = numbers.len() as u64 - 1;
+            // Counted before: up to the failure, what led to it is part of the price. Shrinking is not.
+            done.set(done.get() + if failed.get() { 0 } else { count });
+            failed.set(true);
+            run(&numbers);
+            failed.set(false);
+            Ok(())
         })
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => entry().prop_map(|(page, index, target, flags)| Step::Store { page, index, target, flags }),
-        3 => (entry(), 0_u64..256, access()).prop_map(|((page, index, target, flags), at, access)|
-            Step::Edit { page, index, target, flags, at, access }),
-        6 => (0_u64..256, access()).prop_map(|(at, access)| Step::Check { at, access }),
-        6 => (0_u64..256, access()).prop_map(|(at, access)| Step::Touch { at, access }),
-        2 => (0..POOL_PAGES).prop_map(|page| Step::Root { page }),
-        1 => any::<(bool, bool, bool)>().prop_map(|(wp, smep, smap)| Step::Bits { wp, smep, smap }),
-        1 => (1_u32..20).prop_map(|pages| Step::Reclaim { pages }),
-        1 => entry().prop_map(|(page, index, target, flags)| Step::Device { page, index, target, flags }),
-    ]
-}
-
-/// An address made of two-bit indices.
-fn address(mode: Mode, at: u64) -> Gva {
-    let (a, b, c, d) = (at >> 6 & 3, at >> 4 & 3, at >> 2 & 3, at & 3);
-    match mode {
-        Mode::FourLevel => Gva(a << 39 | b << 30 | c << 21 | d << 12),
-        Mode::TwoLevel => Gva(b << 22 | d << 12),
-        _ => Gva(b << 30 | c << 21 | d << 12),
+    });
+    match result {
+        Ok(()) => Ok(done.get()),
+        Err(TestError::Fail(reason, (first, steps))) => {
+            let mut numbers = vec![setup(mode, first)];
+            numbers.extend(steps);
+            Err((reason.to_string(), numbers, done.get()))
+        }
+        Err(error) => panic!("{error}"),
     }
 }
 
-fn run(mode: Mode, pages_max: u32, steps: &[Step]) {
-    let mut machine = Machine::new(BLOCKS, pages_max);
-    // The guest stores through a root of its own that maps RAM to itself; that root is never in the pool.
-    let home = identity(&machine, 0x10000, BLOCKS);
-    let mut away =
-        Paging { mode, cr3: POOL, nxe: mode != Mode::TwoLevel, pse: true, gib_pages: true, ..home };
-    let load = |machine: &mut Machine, away: &mut Paging| {
-        if mode == Mode::Pae {
-            away.pdptes = crate::walk::load_pdptes(&machine.host.ram, away.cr3, 40).unwrap_or_default();
-        }
-        machine.set_paging(*away);
-    };
-    let entry_at =
-        |page: u64, index: u64| POOL + page * 0x1000 + index * if mode == Mode::TwoLevel { 4 } else { 8 };
-    let write = |machine: &Machine, at: u64, value: u64| {
-        if mode == Mode::TwoLevel { machine.poke_u32(at, value as u32) } else { machine.poke(at, value) }
-    };
-    load(&mut machine, &mut away);
-    for step in steps {
-        match *step {
-            Step::Store { page, index, target, flags } => {
-                let at = entry_at(page, index);
-                machine.set_paging(home);
-                assert_eq!(machine.access(Gva(at), WRITE), Landed::Ram(Gpa(at)));
-                write(&machine, at, target | flags);
-                load(&mut machine, &mut away);
-            }
-            Step::Edit { page, index, target, flags, at, access } => {
-                let gva = address(mode, at);
-                // With the tables reachable in the guest's own space this would be one exit; here the edit
-                // comes as another processor's would: through the tracker, then INVLPG.
-                let at_entry = entry_at(page, index);
-                machine.mmu.before_write(&machine.host, Gpa(at_entry).page());
-                write(&machine, at_entry, target | flags);
-                machine.invlpg(gva);
-                machine.audit();
-                check(&mut machine, gva, access);
-            }
-            Step::Check { at, access } => {
-                machine.flush();
-                machine.audit();
-                check(&mut machine, address(mode, at), access);
-                // One address would miss most of what is stale.
-                for k in 0..24 {
-                    check(&mut machine, address(mode, at.wrapping_mul(k * 7 + 5) & 255), access);
-                    check(&mut machine, address(mode, at ^ k), READ);
-                }
-                machine.audit();
-            }
-            Step::Touch { at, access } => {
-                machine.access(address(mode, at), access);
-            }
-            Step::Root { page } => {
-                away.cr3 = POOL + page * 0x1000;
-                load(&mut machine, &mut away);
-            }
-            Step::Bits { wp, smep, smap } => {
-                away = Paging { wp, smep, smap, ..away };
-                load(&mut machine, &mut away);
-            }
-            Step::Reclaim { pages } => {
-                machine.mmu.reclaim(&machine.host, pages);
-            }
-            Step::Device { page, index, target, flags } => {
-                machine.device_store(POOL + page * 0x1000 + index * 8, target | flags);
-                machine.flush();
+/// A sequence for people, and as the corpus holds it.
+pub fn shown(numbers: &[u64]) -> String {
+    let Some((&first, steps)) = numbers.split_first() else { return String::new() };
+    let mut text = format!("{first:#018x} # {:?}\n", Setup::decode(first));
+    for &number in steps {
+        text += &format!("{number:#018x} # {:?}\n", Step::decode(number));
+    }
+    text
+}
+
+fn part(mode: Mode) {
+    let total = std::env::var("SHADOW_STEPS").ok().and_then(|steps| steps.parse().ok()).unwrap_or(STEPS);
+    let steps = total / PARTS;
+    let new = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    println!("{mode:?}: {steps} steps, seeds {SEEDS:x?} and {new:#x}");
+    let each = steps / 2 / SEEDS.len() as u64;
+    let mut done = 0;
+    for (seed, steps) in SEEDS.into_iter().map(|seed| (seed, each)).chain([(new, steps / 2)]) {
+        match from_seed(seed, mode, steps) {
+            Ok(count) => done += count,
+            Err((reason, numbers, _)) => {
+                panic!(
+                    "{reason}\nseed {seed:#x}; the smallest sequence found, as a file for corpus/:\n{}",
+                    shown(&numbers)
+                )
             }
         }
-        machine.audit();
     }
+    println!("{mode:?}: {done} steps done");
 }
 
-fn check(machine: &mut Machine, gva: Gva, access: Access) {
-    let expected = machine.expected(gva, access);
-    let found = machine.access(gva, access);
-    assert_eq!(found, expected, "at {gva:?} for {access:?}");
+#[test]
+fn four_level() {
+    part(Mode::FourLevel);
 }
 
-proptest! {
-    #![proptest_config(random_guests(100))]
+#[test]
+fn five_level() {
+    part(Mode::FiveLevel);
+}
 
-    #[test]
-    fn four_level(steps in prop::collection::vec(step(), 1..120)) {
-        run(Mode::FourLevel, 256, &steps);
-    }
+#[test]
+fn pae() {
+    part(Mode::Pae);
+}
 
-    #[test]
-    fn four_level_in_the_smallest_cache(steps in prop::collection::vec(step(), 1..120)) {
-        run(Mode::FourLevel, crate::PAGES_MIN, &steps);
-    }
+#[test]
+fn two_level() {
+    part(Mode::TwoLevel);
+}
 
-    #[test]
-    fn pae(steps in prop::collection::vec(step(), 1..120)) {
-        run(Mode::Pae, 256, &steps);
-    }
+#[test]
+fn paging_off_at_first() {
+    part(Mode::Off);
+}
 
-    #[test]
-    fn two_level(steps in prop::collection::vec(step(), 1..120)) {
-        run(Mode::TwoLevel, 256, &steps);
+/// The sequences in the corpus: file name and numbers.
+fn corpus() -> Vec<(String, Vec<u64>)> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let numbers = text.lines().filter_map(|line| {
+                let word = line.split('#').next()?.trim().strip_prefix("0x")?;
+                Some(
+                    u64::from_str_radix(word, 16).unwrap_or_else(|error| panic!("{path:?}: {line}: {error}")),
+                )
+            });
+            (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), numbers.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn every_counterexample_in_the_corpus() {
+    let corpus = corpus();
+    assert!(!corpus.is_empty());
+    for (name, numbers) in corpus {
+        println!("{name}");
+        run(&numbers);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use memory::{Gpa, Gva, Pfn};
 
 use super::guest::{FLAGS, PD, PDPT, PML4, TOP, guest};
-use super::machine::{Landed, Machine, READ, WRITE};
+use crate::model::machine::{Landed, Machine, READ, WRITE};
 use crate::pages::PageId;
 use crate::{Class, Paging, Short};
 

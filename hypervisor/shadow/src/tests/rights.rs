@@ -2,9 +2,9 @@
 
 use memory::{Gpa, Gva};
 
-use super::architecture::{Controls, Path, permitted};
 use super::guest::{FLAGS, PT, TOP, guest};
-use super::machine::{FETCH, Landed, Machine, READ, WRITE, by_user};
+use crate::model::machine::{FETCH, Landed, Machine, READ, WRITE, attempt, by_user};
+use crate::model::reference::{Controls, Path, permitted};
 use crate::paging::bits;
 use crate::{Access, Kind, Mode, Paging};
 
@@ -103,7 +103,7 @@ impl Shape {
         let reserved = has_xd && !paging.nxe && path.any_xd;
         let controls =
             Controls { wp: paging.wp, smep: paging.smep, smap: paging.smap, xd: has_xd && paging.nxe };
-        if !reserved && permitted(controls, path, access) {
+        if !reserved && permitted(controls, path, attempt(access)) {
             return None;
         }
         let fetch = access.kind == Kind::Fetch && (paging.smep || has_xd && paging.nxe);

@@ -3,8 +3,8 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{FLAGS, PD, PDPT, PT, TOP, guest};
-use super::machine::{Landed, READ, WRITE};
 use crate::Paging;
+use crate::model::machine::{Landed, READ, WRITE};
 
 #[test]
 fn a_write_to_a_table_is_seen_after_invlpg() {

@@ -3,7 +3,7 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{FLAGS, PD, PDPT, PML4, PT, TOP, guest};
-use super::machine::{Landed, Machine, READ, WRITE, by_user};
+use crate::model::machine::{Landed, Machine, READ, WRITE, by_user};
 use crate::paging::bits;
 use crate::walk::{ReservedPdpte, load_pdptes};
 use crate::{Mode, Paging};

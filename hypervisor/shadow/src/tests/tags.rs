@@ -3,8 +3,8 @@
 use memory::{Gpa, Gva};
 
 use super::guest::{FLAGS, PML4, PT, TOP, guest};
-use super::machine::{Landed, Machine, READ, WRITE};
 use super::races::two_vcpus;
+use crate::model::machine::{Landed, Machine, READ, WRITE};
 use crate::{Paging, TAGS};
 
 /// Root number `n`: shares the identity map of the guest, and maps page `n` of block 1 at `TOP`.

@@ -3,7 +3,7 @@
 use memory::{Gfn, Gpa, Gva};
 
 use super::guest::{FLAGS, PD, PDPT, PML4, PT, TOP, guest};
-use super::machine::{Landed, READ, WRITE};
+use crate::model::machine::{Landed, READ, WRITE};
 use crate::paging::bits;
 
 #[test]

@@ -1,14 +1,16 @@
 //! A model machine: a guest's RAM, its shadow MMU, and vCPUs that run on the model processor.
 
-use memory::{Gpa, GuestMemory, Gva, PAGE_SHIFT, Pfn};
-use proptest::prelude::ProptestConfig;
+use std::vec::Vec;
 
-use super::processor::Processor;
+use memory::{Gpa, GuestMemory, Gva, PAGE_SHIFT, Pfn};
+
+use super::processor::Context;
+use super::reference::Attempt;
 use super::surroundings::Surroundings;
 use crate::paging::bits;
 use crate::{
     Access, Config, FRAMES_PER_OPERATION, Fill, Kind, Mmu, Mode, PAGES_PER_OPERATION, PageFault, Paging,
-    Stats, VcpuMmu, walk,
+    Short, Stats, VcpuMmu, walk,
 };
 
 /// What an access came to.
@@ -34,17 +36,31 @@ pub const fn by_user(access: Access) -> Access {
     Access { user: true, smap_overridden: false, ..access }
 }
 
+/// The same in the reference's words.
+pub const fn attempt(access: Access) -> Attempt {
+    Attempt {
+        write: matches!(access.kind, Kind::Write),
+        fetch: matches!(access.kind, Kind::Fetch),
+        user: access.user,
+        ac: access.smap_overridden,
+    }
+}
+
+/// Frames brought into the stash at a time.
+const SUPPLY_FRAMES: usize = 2 * FRAMES_PER_OPERATION;
+
 /// The machine.
 pub struct Machine {
     pub host: Surroundings,
     pub mmu: Mmu,
-    /// The vCPU that runs.
+    /// The vCPU that runs, and that the exits are of. The others are in the guest meanwhile.
     pub cpu: VcpuMmu,
     /// The others, in the order of their numbers, without the one that runs.
     parked: Vec<VcpuMmu>,
-    processor: Processor,
-    /// The frame that was provided last.
+    /// The frame that was provided last, of those that were never used before.
     pub next_frame: u64,
+    /// Frames that the MMU gave back.
+    spare: Vec<Pfn>,
     /// Page-fault exits so far.
     pub exits: u64,
 }
@@ -69,8 +85,8 @@ impl Machine {
             mmu,
             cpu: VcpuMmu::new(0),
             parked: (1..config.vcpus as u8).map(VcpuMmu::new).collect(),
-            processor: Processor::default(),
             next_frame: 1,
+            spare: Vec::new(),
             exits: 0,
         }
     }
@@ -79,93 +95,164 @@ impl Machine {
     pub fn next_vcpu(&mut self) {
         let next = self.parked.remove(0);
         self.parked.push(core::mem::replace(&mut self.cpu, next));
+        self.host.cores.get_mut().acting = self.cpu.vcpu;
+    }
+
+    /// All vCPUs, the one that runs first.
+    pub fn vcpus(&self) -> impl Iterator<Item = &VcpuMmu> {
+        core::iter::once(&self.cpu).chain(&self.parked)
+    }
+
+    /// The vCPU leaves the guest: what follows is the hypervisor's.
+    pub fn exit(&mut self) {
+        let cores = self.host.cores.get_mut();
+        cores.running[usize::from(self.cpu.vcpu)] = None;
+    }
+
+    /// The vCPU enters the guest, if it is not in it: a tag that is older than the flush generation is flushed.
+    fn enter(&mut self) -> Context {
+        let now = self.host.generation.get();
+        let context = context(&self.cpu);
+        let cores = self.host.cores.get_mut();
+        let running = &mut cores.running[usize::from(self.cpu.vcpu)];
+        if *running != Some(context) {
+            *running = Some(context);
+            if !self.cpu.is_good(now) {
+                cores.processor.flush(context.vcpu, context.tag);
+                self.cpu.flushed(now);
+            }
+        }
+        context
     }
 
     /// Makes ready for an operation, as the exit path does before it takes the lock.
     pub fn ready(&mut self) {
+        self.exit();
         if !self.mmu.is_ready() && self.mmu.pages_left() < PAGES_PER_OPERATION {
             let gone = self.mmu.reclaim(&self.host, 16);
             assert!(gone > 0, "reclaim makes room");
         }
         self.release();
-        while self.mmu.stash_frames() < FRAMES_PER_OPERATION {
-            self.next_frame += 1;
-            self.mmu.provide(Pfn(self.next_frame)).unwrap();
-        }
-    }
-
-    /// Every vCPU flushes, then the zapped tables' frames are free.
-    pub fn release(&mut self) {
-        self.flush_tags();
-        self.mmu.release(&self.host, self.host.generation.get());
-    }
-
-    /// What every entry begins with, here for all vCPUs at once: a tag that is older than the flush generation is
-    /// flushed.
-    fn flush_tags(&mut self) {
-        let now = self.host.generation.get();
-        for cpu in core::iter::once(&mut self.cpu).chain(&mut self.parked) {
-            if !cpu.is_good(now) {
-                self.processor.flush(cpu.vcpu, cpu.tag());
-                cpu.flushed(now);
+        while self.mmu.stash_frames() < FRAMES_PER_OPERATION || !self.mmu.has_low_frame() {
+            for _ in 0..SUPPLY_FRAMES {
+                let frame = self.spare.pop().unwrap_or_else(|| {
+                    self.next_frame += 1;
+                    Pfn(self.next_frame)
+                });
+                if self.mmu.provide(frame).is_err() {
+                    self.spare.extend(self.mmu.take_back());
+                    self.spare.push(frame);
+                }
             }
         }
     }
 
+    /// The allocator takes back what is in the stash.
+    pub fn drain(&mut self) {
+        self.spare.extend(core::iter::from_fn(|| self.mmu.take_back()));
+    }
+
+    /// Whether nobody uses the frame.
+    pub fn is_free(&self, frame: Pfn) -> bool {
+        self.spare.contains(&frame) || self.mmu.stash.contains(&frame)
+    }
+
+    /// Every vCPU flushes, then the zapped tables' frames are free.
+    pub fn release(&mut self) {
+        use crate::Host;
+        self.host.shoot_down();
+        self.mmu.release(&self.host, self.host.generation.get());
+    }
+
     /// MOV to CR3, or any change of the paging mode.
     pub fn set_paging(&mut self, paging: Paging) {
+        self.exit();
         self.cpu.paging = paging;
-        self.ready();
-        self.mmu.load_root(&self.host, &mut self.cpu).unwrap();
+        if self.mmu.load_root(&self.host, &mut self.cpu) == Err(Short) {
+            self.ready();
+            self.mmu.load_root(&self.host, &mut self.cpu).unwrap();
+        }
     }
 
     /// A flush of everything.
     pub fn flush(&mut self) {
+        self.exit();
         self.mmu.flush(&self.host, &self.cpu);
     }
 
     /// INVLPG.
     pub fn invlpg(&mut self, gva: Gva) {
+        self.exit();
         self.mmu.invlpg(&self.host, &self.cpu, gva);
     }
 
     /// What the processor does without an exit: the guest physical address, or `None` for a #PF.
     pub fn hardware(&mut self, gva: Gva, access: Access) -> Option<Gpa> {
-        let now = self.host.generation.get();
-        if !self.cpu.is_good(now) {
-            self.processor.flush(self.cpu.vcpu, self.cpu.tag());
-            self.cpu.flushed(now);
-        }
-        let context = (self.cpu.vcpu, self.cpu.tag());
-        let (root, paging) = (self.cpu.root_table(), &self.cpu.paging);
-        let pfn = self.processor.translate(&self.host.frames, context, root, paging, gva, access).ok()?;
+        let context = self.enter();
+        let processor = &mut self.host.cores.get_mut().processor;
+        let pfn = processor.translate(&self.host.frames, &context, gva, attempt(access)).ok()?;
         let gfn = self.host.owned(pfn).expect("the guest's own frame");
         Some(Gpa(gfn.0 << PAGE_SHIFT | gva.offset()))
     }
 
+    /// The processor walks `gva` on its own account.
+    pub fn speculate(&mut self, gva: Gva) {
+        let context = self.enter();
+        self.host.cores.get_mut().processor.speculate(&self.host.frames, &context, gva);
+    }
+
     /// One access of the guest's, with all the exits that it takes.
     pub fn access(&mut self, gva: Gva, access: Access) -> Landed {
-        for _ in 0..8 {
+        self.access_racing(gva, access, |_| ())
+    }
+
+    /// The same, with `meanwhile` between the walk and the fill of its first exit.
+    pub fn access_racing(
+        &mut self,
+        gva: Gva,
+        access: Access,
+        meanwhile: impl FnOnce(&mut Machine),
+    ) -> Landed {
+        let mut meanwhile = Some(meanwhile);
+        for _ in 0..10 {
             if let Some(gpa) = self.hardware(gva, access) {
                 return Landed::Ram(gpa);
             }
             self.exits += 1;
+            self.exit();
             let found = match walk::walk(&self.cpu.paging, &self.host.ram, gva, access) {
                 Err(fault) => return Landed::Fault(fault),
                 Ok(found) => found,
             };
-            self.ready();
-            match self.mmu.fill(&self.host, &self.cpu, gva, access, &found) {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile(self);
+            }
+            match self.fill(gva, access, &found) {
                 Fill::Filled | Fill::Changed => {}
                 Fill::Mmio(gpa) => return Landed::Mmio(gpa),
                 Fill::EmulateWrite(gpa) => {
                     self.mmu.before_write(&self.host, gpa.page());
                     return Landed::Ram(gpa);
                 }
-                Fill::Short => panic!("the stash was filled"),
+                Fill::Short => unreachable!("`fill` sees to the frames"),
             }
         }
         panic!("no progress at {gva:?} {access:?}");
+    }
+
+    /// Fills, after bringing frames if there are too few: then nothing may have been done.
+    fn fill(&mut self, gva: Gva, access: Access, found: &crate::Walk) -> Fill {
+        let before = self.state();
+        match self.mmu.fill(&self.host, &self.cpu, gva, access, found) {
+            Fill::Short => {
+                assert_eq!(self.state(), before, "what is short has done nothing");
+                self.ready();
+                let outcome = self.mmu.fill(&self.host, &self.cpu, gva, access, found);
+                assert_ne!(outcome, Fill::Short, "the stash was filled");
+                outcome
+            }
+            outcome => outcome,
+        }
     }
 
     /// A guest's store of eight bytes.
@@ -183,7 +270,7 @@ impl Machine {
         self.poke(gpa, value);
     }
 
-    /// What the guest's tables say, by the architecture; sets no bits.
+    /// What the guest's tables say, by the crate's own walk; sets no bits.
     pub fn expected(&self, gva: Gva, access: Access) -> Landed {
         match walk::peek(&self.cpu.paging, &self.host.ram, gva, access) {
             Err(fault) => Landed::Fault(fault),
@@ -226,6 +313,20 @@ impl Machine {
     }
 }
 
+/// What the hardware runs a vCPU with.
+pub fn context(cpu: &VcpuMmu) -> Context {
+    let paging = &cpu.paging;
+    let on = paging.mode != Mode::Off;
+    Context {
+        vcpu: cpu.vcpu,
+        tag: cpu.tag(),
+        root: cpu.root_table(),
+        levels: paging.mode.root_level(),
+        smep: on && paging.smep,
+        smap: on && paging.smap,
+    }
+}
+
 /// 4-level tables at `root`: PML4, PDPT, and a PD whose 2 MiB pages map `blocks` of RAM to themselves.
 pub fn identity(machine: &Machine, root: u64, blocks: u64) -> Paging {
     let flags = bits::P | bits::W | bits::U | bits::A;
@@ -243,12 +344,6 @@ pub fn identity(machine: &Machine, root: u64, blocks: u64) -> Paging {
         physical_address_bits: 40,
         ..Paging::default()
     }
-}
-
-/// `cases` random guests, or as many as PROPTEST_CASES says.
-pub fn random_guests(cases: u32) -> ProptestConfig {
-    let config = ProptestConfig::default();
-    if std::env::var_os("PROPTEST_CASES").is_some() { config } else { ProptestConfig { cases, ..config } }
 }
 
 /// A guest on a processor of 40 address bits, with every feature.

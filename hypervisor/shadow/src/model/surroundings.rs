@@ -1,0 +1,326 @@
+//! What the MMU sees of the model machine: guest RAM, table frames, counters, the flush generation, the other
+//! vCPUs, which run on while it works.
+
+use core::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::vec;
+use std::vec::Vec;
+
+use memory::{
+    BLOCK_PAGES, Gfn, Gpa, GuestMemory, Gva, PAGE_SHIFT, PAGE_SIZE, Pfn, Slots, TableMemory, Unbacked,
+};
+
+use super::processor::{Context, Processor};
+use super::reference::Attempt;
+use crate::Host;
+
+/// Where the model's guest RAM lies in host memory: far from the table frames.
+pub const RAM_BASE: u64 = 0x10_0000;
+/// Words of eight bytes in a page.
+const WORDS: usize = (PAGE_SIZE / 8) as usize;
+
+/// Guest RAM from guest physical address 0 on. Pages that nothing was ever written to take no memory.
+pub struct Ram {
+    pages: RefCell<Vec<Option<Box<[u64; WORDS]>>>>,
+}
+
+impl Ram {
+    fn new(pages: usize) -> Ram {
+        Ram { pages: RefCell::new(vec![None; pages]) }
+    }
+
+    /// A word's page and place in it.
+    fn place(&self, gpa: Gpa) -> Result<(usize, usize), Unbacked> {
+        let page = (gpa.0 >> PAGE_SHIFT) as usize;
+        if page < self.pages.borrow().len() {
+            Ok((page, (gpa.0 % PAGE_SIZE / 8) as usize))
+        } else {
+            Err(Unbacked(gpa))
+        }
+    }
+
+    fn update(&self, gpa: Gpa, change: impl FnOnce(u64) -> u64) -> Result<(), Unbacked> {
+        let (page, word) = self.place(gpa)?;
+        let page = &mut self.pages.borrow_mut()[page];
+        let word = &mut page.get_or_insert_with(|| Box::new([0; WORDS]))[word];
+        *word = change(*word);
+        Ok(())
+    }
+
+    /// The pages that were ever written, with what they hold.
+    pub fn each_page(&self, mut look: impl FnMut(Gfn, &[u64; WORDS])) {
+        for (gfn, page) in self.pages.borrow().iter().enumerate() {
+            if let Some(words) = page {
+                look(Gfn(gfn as u64), words);
+            }
+        }
+    }
+}
+
+impl GuestMemory for Ram {
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Unbacked> {
+        for (i, byte) in buf.iter_mut().enumerate() {
+            let at = Gpa(gpa.0 + i as u64);
+            *byte = (self.load_u64(Gpa(at.0 & !7))? >> (8 * (at.0 % 8))) as u8;
+        }
+        Ok(())
+    }
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Unbacked> {
+        if let (0, Ok(bytes)) = (gpa.0 % 8, bytes.try_into()) {
+            return self.update(gpa, |_| u64::from_le_bytes(bytes));
+        }
+        for (i, &byte) in bytes.iter().enumerate() {
+            let at = Gpa(gpa.0 + i as u64);
+            let shift = 8 * (at.0 % 8);
+            self.update(at, |word| word & !(0xff << shift) | u64::from(byte) << shift)?;
+        }
+        Ok(())
+    }
+    fn load_u32(&self, gpa: Gpa) -> Result<u32, Unbacked> {
+        Ok((self.load_u64(Gpa(gpa.0 & !7))? >> (8 * (gpa.0 & 4))) as u32)
+    }
+    fn load_u64(&self, gpa: Gpa) -> Result<u64, Unbacked> {
+        let (page, word) = self.place(gpa)?;
+        Ok(self.pages.borrow()[page].as_ref().map_or(0, |words| words[word]))
+    }
+    fn compare_exchange_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<bool, Unbacked> {
+        if self.load_u32(gpa)? != old {
+            return Ok(false);
+        }
+        self.write(gpa, &new.to_le_bytes()).map(|()| true)
+    }
+    fn compare_exchange_u64(&self, gpa: Gpa, old: u64, new: u64) -> Result<bool, Unbacked> {
+        if self.load_u64(gpa)? != old {
+            return Ok(false);
+        }
+        self.write(gpa, &new.to_le_bytes()).map(|()| true)
+    }
+}
+
+/// One frame, and which of its words are not 0.
+#[derive(Clone)]
+struct Frame {
+    words: [u64; WORDS],
+    used: [u64; WORDS / 64],
+}
+
+impl Frame {
+    const ZERO: Frame = Frame { words: [0; WORDS], used: [0; WORDS / 64] };
+
+    fn store(&mut self, index: usize, value: u64) {
+        self.words[index] = value;
+        let bit = 1 << (index & 63);
+        if value == 0 {
+            self.used[index >> 6] &= !bit;
+        } else {
+            self.used[index >> 6] |= bit;
+        }
+    }
+}
+
+/// Frames with numbers below this are in a vector.
+const NEAR: u64 = 1 << 12;
+
+/// The frames that hold shadow tables and their links.
+#[derive(Default)]
+pub struct Frames {
+    near: RefCell<Vec<Frame>>,
+    far: RefCell<HashMap<Pfn, Frame>>,
+    /// How many words were loaded: what an operation costs.
+    pub loads: Cell<u64>,
+    /// How many words were stored, but for the bits that the processor sets.
+    pub stores: Cell<u64>,
+}
+
+impl Frames {
+    /// The processor sets A in an entry.
+    pub fn set_accessed(&self, pfn: Pfn, index: usize) {
+        self.with(pfn, |frame| frame.words[index] |= 1 << 5);
+    }
+
+    fn with<R>(&self, pfn: Pfn, act: impl FnOnce(&mut Frame) -> R) -> R {
+        if pfn.0 < NEAR {
+            let mut near = self.near.borrow_mut();
+            let index = pfn.0 as usize;
+            if near.len() <= index {
+                near.resize(index + 1, Frame::ZERO);
+            }
+            return act(&mut near[index]);
+        }
+        act(self.far.borrow_mut().entry(pfn).or_insert(Frame::ZERO))
+    }
+
+    /// Which entries of the table in `pfn` are not 0, a bit each.
+    pub fn used(&self, pfn: Pfn) -> [u64; WORDS / 64] {
+        self.with(pfn, |frame| frame.used)
+    }
+}
+
+impl TableMemory for Frames {
+    fn load(&self, pfn: Pfn, index: usize) -> u64 {
+        self.loads.set(self.loads.get() + 1);
+        self.with(pfn, |frame| frame.words[index])
+    }
+    fn store(&self, pfn: Pfn, index: usize, value: u64) {
+        self.stores.set(self.stores.get() + 1);
+        self.with(pfn, |frame| frame.store(index, value));
+    }
+    fn swap(&self, pfn: Pfn, index: usize, value: u64) -> u64 {
+        let old = self.load(pfn, index);
+        self.store(pfn, index, value);
+        old
+    }
+    fn fill(&self, pfn: Pfn, value: u64) {
+        let used = if value == 0 { 0 } else { u64::MAX };
+        self.with(pfn, |frame| *frame = Frame { words: [value; WORDS], used: [used; WORDS / 64] });
+    }
+}
+
+/// A store by another vCPU that runs in the guest while the MMU works on this core.
+#[derive(Clone, Copy, Debug)]
+pub struct Late {
+    /// After so many accesses of the MMU's to its tables.
+    pub after: u32,
+    /// Who stores.
+    pub vcpu: u8,
+    /// Where.
+    pub gva: Gva,
+    /// The word of the page.
+    pub word: u64,
+    /// What.
+    pub value: u64,
+}
+
+/// The most vCPUs of a model guest.
+pub const VCPUS_MAX: usize = 4;
+
+/// The processors that the guest's vCPUs run on.
+#[derive(Default)]
+pub struct Cores {
+    /// Their TLBs.
+    pub processor: Processor,
+    /// Who calls the MMU: that vCPU is out of the guest.
+    pub acting: u8,
+    /// What each vCPU that is in the guest runs with.
+    pub running: [Option<Context>; VCPUS_MAX],
+}
+
+/// One guest's surroundings.
+pub struct Surroundings {
+    pub ram: Ram,
+    pub frames: Frames,
+    pub slots: Slots,
+    pub generation: Cell<u64>,
+    pub allocated: Cell<u64>,
+    pub freed: Cell<u64>,
+    pub shoot_downs: Cell<u64>,
+    pub cores: RefCell<Cores>,
+    /// The other vCPU's store that is still to come.
+    pub late: Cell<Option<Late>>,
+}
+
+impl Surroundings {
+    /// With `blocks` of 2 MiB of RAM, which host memory holds in the reverse order.
+    pub fn new(blocks: u64) -> Surroundings {
+        let map: Vec<(Gfn, Pfn)> =
+            (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(RAM_BASE + (blocks - b) * BLOCK_PAGES))).collect();
+        Surroundings {
+            ram: Ram::new((blocks * BLOCK_PAGES) as usize),
+            frames: Frames::default(),
+            slots: Slots::new(&map).unwrap_or_else(|error| unreachable!("{error}")),
+            generation: Cell::new(1),
+            allocated: Cell::new(0),
+            freed: Cell::new(0),
+            shoot_downs: Cell::new(0),
+            cores: RefCell::default(),
+            late: Cell::new(None),
+        }
+    }
+
+    /// The guest's page that lies in host frame `pfn`, if it is one of the guest's own.
+    pub fn owned(&self, pfn: Pfn) -> Option<Gfn> {
+        self.slots
+            .blocks()
+            .find(|(_, first)| (first.0..first.0 + BLOCK_PAGES).contains(&pfn.0))
+            .map(|(gfn, first)| Gfn(gfn.0 + pfn.0 - first.0))
+    }
+
+    /// The MMU touches its tables: the other vCPU's store comes nearer.
+    fn tick(&self) {
+        if let Some(late) = self.late.get() {
+            if late.after > 0 {
+                self.late.set(Some(Late { after: late.after - 1, ..late }));
+            } else {
+                self.late.set(None);
+                self.store_late(late);
+            }
+        }
+    }
+
+    /// The store itself: it lands if the other vCPU needs no exit for it.
+    fn store_late(&self, late: Late) {
+        let cores = &mut *self.cores.borrow_mut();
+        if late.vcpu == cores.acting {
+            return;
+        }
+        let Some(context) = cores.running[usize::from(late.vcpu)] else { return };
+        let attempt = Attempt { write: true, ..Attempt::default() };
+        if let Ok(pfn) = cores.processor.translate(&self.frames, &context, late.gva, attempt)
+            && let Some(gfn) = self.owned(pfn)
+        {
+            let gpa = Gpa(gfn.address().0 | late.word * 8);
+            let _ = self.ram.write(gpa, &late.value.to_le_bytes());
+        }
+    }
+}
+
+impl TableMemory for Surroundings {
+    fn load(&self, pfn: Pfn, index: usize) -> u64 {
+        self.tick();
+        self.frames.load(pfn, index)
+    }
+    fn store(&self, pfn: Pfn, index: usize, value: u64) {
+        self.tick();
+        self.frames.store(pfn, index, value);
+    }
+    fn swap(&self, pfn: Pfn, index: usize, value: u64) -> u64 {
+        self.tick();
+        self.frames.swap(pfn, index, value)
+    }
+    fn fill(&self, pfn: Pfn, value: u64) {
+        self.tick();
+        self.frames.fill(pfn, value);
+    }
+}
+
+impl Host for Surroundings {
+    type Guest = Ram;
+    type Tables = Surroundings;
+    fn guest(&self) -> &Ram {
+        &self.ram
+    }
+    fn tables(&self) -> &Surroundings {
+        self
+    }
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+    fn page_allocated(&self) {
+        self.allocated.set(self.allocated.get() + 1);
+    }
+    fn pages_freed(&self, pages: u64) {
+        self.freed.set(self.freed.get() + pages);
+    }
+    fn advance_generation(&self) -> u64 {
+        self.tick();
+        let cores = &mut *self.cores.borrow_mut();
+        cores.running[usize::from(cores.acting)] = None;
+        self.generation.set(self.generation.get() + 1);
+        self.generation.get()
+    }
+    fn shoot_down(&self) {
+        self.tick();
+        self.cores.borrow_mut().running = [None; VCPUS_MAX];
+        self.shoot_downs.set(self.shoot_downs.get() + 1);
+    }
+}
