@@ -205,7 +205,7 @@ impl Vcpu {
         let model = &self.guest.model;
         vmcs.write(fields::CR0_GUEST_HOST_MASK, rules::cr0_host_mask());
         vmcs.write(fields::CR4_GUEST_HOST_MASK, rules::cr4_host_mask(&model.control, &model.fixed));
-        self.write_control_registers(vmcs);
+        self.write_control_registers(vmcs, None);
         let registers = &mut self.entry.registers;
         registers.rax = start.rax;
         registers.rbx = start.rbx;

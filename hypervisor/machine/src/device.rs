@@ -493,6 +493,14 @@ impl Devices {
         Ok(())
     }
 
+    /// Whether a look around would find nothing new for processor `vcpu` after it has ended an interrupt: nothing waits
+    /// for it, not even for its task priority, and no other processor is to be told of anything.
+    #[must_use]
+    pub fn is_quiet(&self, vcpu: usize) -> bool {
+        let Processor { lapic, requests } = &self.processors[vcpu];
+        requests.is_empty() && self.kicks == 0 && lapic.held_back_by_tpr().is_none()
+    }
+
     /// IA32_APIC_BASE.
     #[must_use]
     pub fn apic_base(&self, vcpu: usize) -> u64 {

@@ -81,11 +81,10 @@ impl Vcpu {
                 Err(_) => return self.raise(vmcs, Exception::PROTECTION),
             }
         }
-        let only_cr3 =
-            state.cr0 == self.control.cr0 && state.cr4 == self.control.cr4 && state.efer == self.control.efer;
-        self.control = state;
+        let old = core::mem::replace(&mut self.control, state);
+        let only_cr3 = state.cr0 == old.cr0 && state.cr4 == old.cr4 && state.efer == old.efer;
         if !only_cr3 {
-            self.write_control_registers(vmcs);
+            self.write_control_registers(vmcs, Some(&old));
             if effects.contains(Effects::CPUID) {
                 self.cpuid_state.osxsave = state.cr4.contains(Cr4::OSXSAVE);
             }
@@ -105,14 +104,24 @@ impl Vcpu {
         Next::Resume
     }
 
-    /// Writes the hardware's CR0, CR4, EFER and mode for what the guest believes.
-    pub(crate) fn write_control_registers(&mut self, vmcs: &CurrentVmcs) {
+    /// Writes the hardware's CR0, CR4, EFER and mode for what the guest believes, as far as that has changed since it
+    /// believed `old`.
+    pub(crate) fn write_control_registers(&mut self, vmcs: &CurrentVmcs, old: Option<&ControlState>) {
         let fixed = &self.guest.model.fixed;
         let state: &ControlState = &self.control;
-        vmcs.write(fields::GUEST_CR0, rules::hardware_cr0(state, fixed));
-        vmcs.write(fields::CR0_READ_SHADOW, state.cr0.bits());
-        vmcs.write(fields::GUEST_CR4, rules::hardware_cr4(state, fixed));
-        vmcs.write(fields::CR4_READ_SHADOW, state.cr4.bits());
+        let new_cr0 = old.is_none_or(|old| old.cr0 != state.cr0);
+        if new_cr0 {
+            vmcs.write(fields::GUEST_CR0, rules::hardware_cr0(state, fixed));
+            vmcs.write(fields::CR0_READ_SHADOW, state.cr0.bits());
+        }
+        // What the hardware has of CR4 depends on CR0.PG.
+        if new_cr0 || old.is_none_or(|old| old.cr4 != state.cr4) {
+            vmcs.write(fields::GUEST_CR4, rules::hardware_cr4(state, fixed));
+            vmcs.write(fields::CR4_READ_SHADOW, state.cr4.bits());
+        }
+        if old.is_some_and(|old| old.efer == state.efer) {
+            return;
+        }
         vmcs.write(fields::ENTRY_CONTROLS, self.controls.entry_for(state.efer.contains(Efer::LMA)));
         if self.controls.has(Feature::EferSwitch) {
             vmcs.write(fields::GUEST_EFER, rules::hardware_efer(state));

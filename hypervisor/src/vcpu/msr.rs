@@ -2,6 +2,7 @@
 
 use machine::cpu::event::Exception;
 use machine::cpu::msr::{MsrRead, MsrWrite, NativeMsr};
+use machine::device::lapic::MSR_EOI;
 use memory::Event;
 
 use super::{Next, Vcpu};
@@ -88,10 +89,16 @@ impl Vcpu {
             MsrWrite::Lapic(index, value) => {
                 self.take_task_priority();
                 let now_ns = self.guest.now_ns();
-                if self.guest.devices.lock().x2apic_write(self.index, index, value, now_ns).is_err() {
+                let mut devices = self.guest.devices.lock();
+                if devices.x2apic_write(self.index, index, value, now_ns).is_err() {
+                    drop(devices);
                     return self.raise(vmcs, Exception::PROTECTION);
                 }
-                self.attend();
+                let quiet = index == MSR_EOI && devices.is_quiet(self.index);
+                drop(devices);
+                if !quiet {
+                    self.attend();
+                }
             }
             MsrWrite::Efer(value) => {
                 self.refresh_control(vmcs);

@@ -13,6 +13,9 @@ pub const LAPIC_TIMER_HZ: u64 = 1_000_000_000;
 /// Where the register page lies after reset.
 pub const DEFAULT_BASE: u64 = 0xfee0_0000;
 
+/// The x2APIC MSR of the end-of-interrupt register.
+pub const MSR_EOI: u32 = 0x800 + register::EOI as u32;
+
 /// Registers by their number: offset in the page >> 4, or MSR - 0x800.
 mod register {
     pub const ID: u16 = 0x02;
