@@ -86,9 +86,13 @@ impl Mmu {
         });
         let target = if block.is_some() { 2 } else { 1 };
 
-        let (mut page, mut target) = match self.descend(host, cpu, root, gva, walk, target) {
-            Ok(down) => down,
-            Err(outcome) => return outcome,
+        let known = if target == 1 { self.on_trail(root, gva, walk) } else { None };
+        let (mut page, mut target) = match known {
+            Some(leaf) => (leaf, 1),
+            None => match self.descend(host, cpu, root, gva, walk, target) {
+                Ok(down) => down,
+                Err(outcome) => return outcome,
+            },
         };
         let mut block = block.filter(|_| target == 2);
         if let (Some(index), Some(_)) = (guest_page, block)
@@ -105,6 +109,9 @@ impl Mmu {
         if self.config.vcpus > 1 && !Self::unchanged(host, cpu, gva, walk) {
             self.publish(host);
             return Fill::Changed;
+        }
+        if target == 1 && known.is_none() {
+            self.leave_trail(root, gva, walk, page);
         }
         let index = shadow_index(target, gva);
         let outcome = match (guest_page, block) {
@@ -373,7 +380,7 @@ impl Mmu {
         let leaf = self.leaf_table(id);
         let gptes = leaf.entries(host.guest(), first);
         // Most entries are of no use: which are, is found without a branch for each.
-        let used = gptes.iter().enumerate().fold(0, |set, (bit, gpte)| set | (gpte & gpte >> 5 & 1) << bit);
+        let used = gptes.iter().rev().fold(0, |set, gpte| set << 1 | gpte & gpte >> 5 & bits::P);
         for bit in each_bit(used & absent) {
             if let Some((target, rights)) = leaf.cacheable(gptes[bit % GROUP]) {
                 self.prefill_one(host, leaf.at, first + bit, target, rights);

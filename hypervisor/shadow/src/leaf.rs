@@ -1,12 +1,12 @@
 //! The sptes of one guest leaf table, many at a time: what they have in common is looked up once, and the guest's
 //! entries are read a group at a time. A prefill and the sync of a leaf table cost what they cost here.
 
-use memory::{Gfn, GuestMemory, TableMemory};
+use memory::{Gfn, Gpa, GuestMemory, TableMemory};
 
 use crate::host::Host;
 use crate::mmu::Mmu;
-use crate::pages::{PageId, Sptes};
-use crate::paging::{Mode, Paging, Rights, bits};
+use crate::pages::{PageId, ShadowPage, Sptes};
+use crate::paging::{Mode, Rights, bits};
 use crate::role::Role;
 use crate::spte;
 use crate::walk;
@@ -17,21 +17,32 @@ pub(crate) const GROUP: usize = 16;
 /// A shadow page at level 1 with a guest table behind it.
 pub(crate) struct LeafTable {
     pub at: Sptes,
-    role: Role,
     gfn: Gfn,
-    paging: Paging,
+    /// The guest's entry behind spte 0.
+    first: u64,
+    /// The guest's entries are those of 32-bit paging.
+    short: bool,
+    /// What the role leaves.
+    rights: Rights,
     /// Bits that no entry may have.
     reserved: u64,
 }
 
 impl LeafTable {
+    /// Where the guest's entry behind spte `index` lies.
+    #[inline]
+    fn address(&self, index: usize) -> Gpa {
+        let entry = self.first + index as u64;
+        Gpa(self.gfn.address().0 + if self.short { entry * 4 } else { entry * 8 })
+    }
+
     /// Reads the guest's entries behind sptes `first..first + GROUP`, `first` a multiple of that. All 0, which is not
     /// present, if they are no RAM.
     #[inline]
     pub fn entries<G: GuestMemory>(&self, guest: &G, first: usize) -> [u64; GROUP] {
         let mut entries = [0; GROUP];
-        let address = self.paging.entry_address(self.gfn, Mmu::guest_index(self.role, first));
-        if self.paging.mode != Mode::TwoLevel {
+        let address = self.address(first);
+        if !self.short {
             if guest.load_words(address, &mut entries).is_err() {
                 entries = [0; GROUP];
             }
@@ -50,7 +61,7 @@ impl LeafTable {
     /// Reads the guest's entry behind spte `index`.
     #[inline]
     pub fn entry<G: GuestMemory>(&self, guest: &G, index: usize) -> u64 {
-        walk::load_entry(&self.paging, guest, self.gfn, Mmu::guest_index(self.role, index))
+        walk::load(self.short, guest, self.address(index))
     }
 
     /// The guest page and the rights that a processor could have cached of `gpte`; `None` where it could have
@@ -60,10 +71,10 @@ impl LeafTable {
         if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & self.reserved != 0 {
             return None;
         }
-        let rights = self.role.rights().and(Rights::of_entry(gpte));
+        let rights = self.rights.and(Rights::of_entry(gpte));
         // The next write has to set D.
         let rights = if gpte & bits::D == 0 { rights.without(Rights::WRITE) } else { rights };
-        Some((self.paging.leaf_gfn(1, gpte), rights))
+        Some((Gpa(gpte & if self.short { 0xffff_f000 } else { bits::FRAME }).page(), rights))
     }
 }
 
@@ -71,13 +82,14 @@ impl Mmu {
     /// The shadow page `id`, which is at level 1 and not direct.
     #[inline]
     pub(crate) fn leaf_table(&self, id: PageId) -> LeafTable {
-        let page = &self.pages[id];
-        let paging = self.paging_of(page.role);
+        let ShadowPage { gfn, role, .. } = self.pages[id];
+        let paging = self.paging_of(role);
         LeafTable {
             at: self.pages.sptes(id),
-            role: page.role,
-            gfn: page.gfn,
-            paging,
+            gfn,
+            first: Self::guest_index(role, 0),
+            short: paging.mode == Mode::TwoLevel,
+            rights: role.rights(),
             reserved: paging.reserved(1, 0),
         }
     }

@@ -39,6 +39,7 @@ mod role;
 mod root;
 pub mod spte;
 mod sync;
+mod trail;
 pub mod walk;
 mod zap;
 

@@ -15,6 +15,7 @@ use crate::paging::{Mode, Paging, Rights, bits};
 use crate::rmap::{GuestBlock, GuestPage};
 use crate::role::Role;
 use crate::spte::{self, EMPTY, Spte};
+use crate::trail::Trail;
 
 /// Frames that must be in the stash before a fill or a change of root begins: five levels, each a table and
 /// its links.
@@ -116,6 +117,9 @@ pub struct Mmu {
     /// Something was taken away since the generation last advanced.
     pub(crate) narrowed: bool,
     pub(crate) stats: Stats,
+    /// How many pointers to shadow pages have been taken away.
+    pub(crate) cut: u64,
+    pub(crate) trail: Option<Trail>,
     /// The page that stands for the local APIC, and where the guest has it.
     pub(crate) device: Option<(Gfn, Pfn)>,
 }
@@ -153,6 +157,8 @@ impl Mmu {
             retired_generation: 0,
             narrowed: false,
             stats: Stats::default(),
+            cut: 0,
+            trail: None,
             device: None,
         }
     }
@@ -246,6 +252,7 @@ impl Mmu {
         Heads { pages: &mut self.guest_pages, blocks: &mut self.guest_blocks, arena: &mut self.pages }
     }
 
+    #[inline(always)]
     pub(crate) fn paging_of(&self, role: Role) -> Paging {
         role.paging(self.config.physical_address_bits, self.config.gib_pages)
     }
@@ -410,7 +417,10 @@ impl Mmu {
             Spte::Device(_) => {}
             Spte::Leaf(_) if level == 1 => self.heads().remove(tables, links, index, Head::Page),
             Spte::Leaf(_) => self.heads().remove(tables, links, index, Head::Block),
-            Spte::Table(_) => self.heads().remove(tables, links, index, |raw| Head::Parents(PageId(raw))),
+            Spte::Table(_) => {
+                self.cut += 1;
+                self.heads().remove(tables, links, index, |raw| Head::Parents(PageId(raw)));
+            }
         }
         self.narrowed = true;
     }

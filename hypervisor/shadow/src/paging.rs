@@ -2,6 +2,9 @@
 
 use memory::{Gfn, Gpa, Gva};
 
+/// log2 of the bytes that a table at level 1 maps.
+pub(crate) const BLOCK_SHIFT: u32 = memory::BLOCK_SIZE.trailing_zeros();
+
 /// An entry of a guest's or a shadow table: the bits that all formats share.
 /// Intel SDM Vol. 3, "Paging", tables "Format of ... Entry".
 pub mod bits {

@@ -118,6 +118,7 @@ impl Role {
     }
 
     /// The paging parameters that entries of this role are read with.
+    #[inline]
     #[must_use]
     pub fn paging(self, physical_address_bits: u8, gib_pages: bool) -> Paging {
         Paging {

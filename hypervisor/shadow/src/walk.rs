@@ -93,6 +93,8 @@ pub struct Walk {
 
 /// Levels of the deepest paging mode.
 const LEVELS: usize = 5;
+/// Those above level 1.
+pub(crate) const UPPER_LEVELS: usize = LEVELS - 1;
 
 impl Walk {
     /// The entry used at `level`, 1 to 5, as it stands after the walk; 0 where none was.
@@ -100,6 +102,13 @@ impl Walk {
     #[must_use]
     pub fn entry(&self, level: u8) -> u64 {
         self.entries.get(usize::from(level).wrapping_sub(1)).copied().unwrap_or(0)
+    }
+
+    /// The entries used above level 1; 0 where none was.
+    #[inline]
+    pub(crate) fn upper(&self) -> &[u64; UPPER_LEVELS] {
+        let [_, upper @ ..] = &self.entries;
+        upper
     }
 
     /// What the entries above `level` permit: the rights of the role of that level's table.
@@ -149,7 +158,7 @@ pub fn permits(paging: &Paging, rights: Rights, access: Access) -> bool {
 
 /// Reads the entry at `address`; what is no RAM reads as not present (H11, H18: nothing is ever written there).
 #[inline(always)]
-fn load<G: GuestMemory>(short: bool, guest: &G, address: Gpa) -> u64 {
+pub(crate) fn load<G: GuestMemory>(short: bool, guest: &G, address: Gpa) -> u64 {
     if short { guest.load_u32(address).map_or(0, u64::from) } else { guest.load_u64(address).unwrap_or(0) }
 }
 

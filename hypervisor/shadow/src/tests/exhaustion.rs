@@ -224,9 +224,9 @@ fn h23_the_cost_of_one_alias_does_not_depend_on_the_others() {
         });
         (gone, back)
     };
-    let few = cost(2);
+    let few = cost(4);
     assert!(few.0 < 32 && few.1 < 128, "{few:?}");
-    assert_eq!(cost(100), few, "51200 aliases cost what 1024 do");
+    assert_eq!(cost(100), few, "51200 aliases cost what 2048 do");
 }
 
 fn fill(machine: &mut Machine, gva: Gva) {
