@@ -212,6 +212,7 @@ impl Mmu {
     ) -> Result<(PageId, u8), Fill> {
         let mut steps = [Down { child: top, found: true }; PAGES_PER_OPERATION as usize];
         let mut count = 0;
+        let mut linked = true;
         let mut page = top;
         let mut level = self.pages[top].role.level();
         while level > target {
@@ -219,6 +220,7 @@ impl Mmu {
             let (gfn, role) = self.next_down(page, self.pages[page].role, index, level, walk);
             let found = self.find(host, gfn, role);
             let Some(child) = found.or_else(|| self.make(host, gfn, role)) else { return Err(Fill::Short) };
+            linked &= self.leads_to(host, page, index, child);
             // Nothing may take it for an orphan while it has no parent yet.
             self.pages[child].roots += 1;
             steps[count] = Down { child, found: found.is_some() };
@@ -229,12 +231,27 @@ impl Mmu {
                 target = 1;
             }
         }
+        if linked {
+            // All is there, only not first in its lists.
+            self.unpin(&steps[..count]);
+            return Ok((page, target));
+        }
         self.shut_out(host);
-        let linked = self.link(host, cpu, gva, walk, top, &steps[..count]);
-        for down in &steps[..count] {
+        let outcome = self.link(host, cpu, gva, walk, top, &steps[..count]);
+        self.unpin(&steps[..count]);
+        outcome.map(|()| (page, target))
+    }
+
+    fn unpin(&mut self, steps: &[Down]) {
+        for down in steps {
             self.pages[down.child].roots -= 1;
         }
-        linked.map(|()| (page, target))
+    }
+
+    /// Whether spte `index` of `page` points to `child`.
+    fn leads_to<H: Host>(&self, host: &H, page: PageId, index: usize, child: PageId) -> bool {
+        let raw = host.tables().load(self.pages[page].table, index);
+        spte::decode(self.pages[page].role.level(), raw) == spte::Spte::Table(self.pages[child].table)
     }
 
     /// Whether an executable large page at `gva` has been split: it stays so.
@@ -259,8 +276,7 @@ impl Mmu {
         for &Down { child, found } in steps {
             let role = self.pages[page].role;
             let index = shadow_index(role.level(), gva);
-            let raw = host.tables().load(self.pages[page].table, index);
-            if spte::decode(role.level(), raw) != spte::Spte::Table(self.pages[child].table) {
+            if !self.leads_to(host, page, index, child) {
                 // What was last looked at under another parent, or none, may be behind, and so may anything that
                 // hangs below it (H2).
                 if found && !self.unsync.is_empty() {
