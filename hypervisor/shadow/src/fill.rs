@@ -2,6 +2,7 @@
 
 use memory::{BLOCK_PAGES, Gfn, Gpa, Gva, TableMemory};
 
+use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::leaf::GROUP;
 use crate::link::NIL;
@@ -44,7 +45,8 @@ impl Mmu {
     /// Whether an operation may begin: every frame that it can need is there.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.stash.len() >= FRAMES_PER_OPERATION && self.pages_left() >= PAGES_PER_OPERATION
+        self.stash.len() >= FRAMES_PER_OPERATION - if has(Defect::TooFewReserved) { 4 } else { 0 }
+            && self.pages_left() >= PAGES_PER_OPERATION
     }
 
     /// Makes the translation of `gva` for `access`, which `walk` found permitted.
@@ -67,7 +69,9 @@ impl Mmu {
                 if cpu.paging.smap {
                     return Fill::EmulateWrite(Gpa(walk.gfn.address().0 | gva.offset()));
                 }
-                rights = rights.without(Rights::USER);
+                if !has(Defect::UserKeepsPage) {
+                    rights = rights.without(Rights::USER);
+                }
                 if cpu.paging.smep {
                     rights = rights.without(Rights::EXECUTE);
                 }
@@ -76,7 +80,8 @@ impl Mmu {
         }
 
         let block = guest_page.and_then(|index| {
-            let tracked = self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0;
+            let tracked =
+                self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0 && !has(Defect::LargeOverTable);
             let large = walk.level >= 2
                 && rights == walk.rights.and(rights)
                 && !(tracked && rights.has(Rights::WRITE))
@@ -98,6 +103,7 @@ impl Mmu {
         if let (Some(index), Some(_)) = (guest_page, block)
             && rights.has(Rights::WRITE)
             && self.guest_blocks[index / BLOCK_PAGES as usize].tracked > 0
+            && !has(Defect::LargeOverTable)
         {
             // The way down made shadows of tables that lie inside this very block.
             (page, target) = match self.descend(host, cpu, root, gva, walk, 1) {
@@ -129,7 +135,7 @@ impl Mmu {
                 Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))
             }
             (Some(guest_page), Some(block)) => {
-                if self.config.split_executable {
+                if self.config.split_executable && !has(Defect::LargeExecutable) {
                     rights = rights.without(Rights::EXECUTE);
                 }
                 self.set_leaf(host, page, index, guest_page, spte::leaf(block, 2, rights));
@@ -137,9 +143,9 @@ impl Mmu {
             }
             (Some(guest_page), None) => {
                 if rights.has(Rights::WRITE) && self.is_tracked(guest_page) {
-                    if write {
+                    if write && !has(Defect::WritableWithoutMark) {
                         self.let_unsync(host, guest_page);
-                    } else {
+                    } else if !write {
                         rights = rights.without(Rights::WRITE);
                     }
                 }
@@ -279,7 +285,7 @@ impl Mmu {
             if !self.leads_to(host, page, index, child) {
                 // What was last looked at under another parent, or none, may be behind, and so may anything that
                 // hangs below it (H2).
-                if found && !self.unsync.is_empty() {
+                if found && !self.unsync.is_empty() && !has(Defect::UnsyncTableLinked) {
                     self.sync_from(host, child);
                 }
                 // The table is tracked, and shut to the other cores: what its entry says holds until we hear of a
@@ -331,6 +337,9 @@ impl Mmu {
     /// table is tracked and shut to the other cores: a change from here on is heard of, or may stay unheard until
     /// a flush (H3).
     fn entry_unchanged<H: Host>(host: &H, cpu: &VcpuMmu, gva: Gva, walk: &Walk, level: u8) -> bool {
+        if has(Defect::WalkTrusted) {
+            return true;
+        }
         let top = Self::top_level(cpu);
         let index = cpu.paging.guest_index(level, gva);
         let table = if level == top && cpu.paging.mode != Mode::Pae {
@@ -361,6 +370,9 @@ impl Mmu {
                 continue;
             }
             self.mark_unsync(id);
+            if has(Defect::OneShadowUnsync) {
+                break;
+            }
         }
     }
 
@@ -369,6 +381,7 @@ impl Mmu {
     pub fn before_write<H: Host>(&mut self, host: &H, gfn: Gfn) {
         if let Some(index) = host.slots().index(gfn)
             && self.guest_pages[index].shadows != NIL
+            && !has(Defect::DeviceWriteUnheard)
         {
             self.let_unsync(host, index);
             self.publish(host);
@@ -408,7 +421,8 @@ impl Mmu {
     #[inline]
     fn prefill_one<H: Host>(&mut self, host: &H, at: Sptes, index: usize, target: Gfn, rights: Rights) {
         let Some((guest_page, pfn)) = host.slots().page(target) else { return };
-        let rights = self.tracked_rights(guest_page, rights);
+        let rights =
+            if has(Defect::PrefillIgnoresTracker) { rights } else { self.tracked_rights(guest_page, rights) };
         self.add_leaf(host, at, index, guest_page, spte::leaf(pfn, 1, rights));
         self.stats.prefills += 1;
     }

@@ -3,6 +3,7 @@
 
 use memory::{Gfn, Gpa, GuestMemory, TableMemory};
 
+use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::mmu::Mmu;
 use crate::pages::{PageId, ShadowPage, Sptes};
@@ -68,7 +69,8 @@ impl LeafTable {
     /// cached nothing: an entry with A clear is one that no processor has used.
     #[inline]
     pub fn cacheable(&self, gpte: u64) -> Option<(Gfn, Rights)> {
-        if gpte & (bits::P | bits::A) != bits::P | bits::A || gpte & self.reserved != 0 {
+        let cached = if has(Defect::SyncKeepsUnused) { bits::P } else { bits::P | bits::A };
+        if gpte & cached != cached || gpte & self.reserved != 0 {
             return None;
         }
         let rights = self.rights.and(Rights::of_entry(gpte));
@@ -135,7 +137,9 @@ impl Mmu {
             }
             return;
         };
-        let new = spte::leaf(pfn, 1, self.tracked_rights(guest_page, rights));
+        let rights =
+            if has(Defect::SyncGrantsWrite) { rights } else { self.tracked_rights(guest_page, rights) };
+        let new = spte::leaf(pfn, 1, rights);
         if new == old {
             return;
         }

@@ -23,6 +23,11 @@
 extern crate alloc;
 
 mod audit;
+#[cfg_attr(
+    not(any(test, feature = "model")),
+    allow(dead_code, reason = "named where nothing is switched on")
+)]
+pub mod defect;
 mod fill;
 mod host;
 mod leaf;

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 
 use memory::{BLOCK_PAGES, Gfn, Pfn, Slots, TableMemory};
 
+use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::link::{Head, Heads, NIL};
 use crate::pages::{PageId, Pages, ShadowPage, SpteId, Sptes};
@@ -242,7 +243,7 @@ impl Mmu {
     /// Other cores may hold translations whose sptes are long gone, so it does not matter whether any was narrowed
     /// just now. One round, whatever the number of tables.
     pub(crate) fn shut_out<H: Host>(&mut self, host: &H) {
-        if self.config.vcpus > 1 {
+        if self.config.vcpus > 1 && !has(Defect::NotShutOut) {
             self.publish(host);
             host.shoot_down();
         }
@@ -475,7 +476,8 @@ impl Mmu {
         if spte::decode(1, host.tables().load(table, index)) != Spte::Mmio {
             self.clear(host, page, index);
             self.pages[page].set_present(index);
-            host.tables().store(table, index, spte::MMIO);
+            let frame = if has(Defect::FrameNumberInMark) { 0x42 << 12 } else { 0 };
+            host.tables().store(table, index, spte::MMIO & !frame);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a guest's control registers say about its paging, and the formats of its page-table entries.
 
+use crate::defect::{Defect, has};
 use memory::{Gfn, Gpa, Gva};
 
 /// log2 of the bytes that a table at level 1 maps.
@@ -113,6 +114,9 @@ impl Paging {
             };
         }
         let mut mask = bits::FRAME & !((1_u64 << self.physical_address_bits) - 1);
+        if has(Defect::AddressBitsAccepted) {
+            mask = 0;
+        }
         if !self.nxe {
             mask |= bits::NX;
         }

@@ -1,5 +1,6 @@
 //! The role of a shadow page: everything, beside the gfn, that decides what it must hold.
 
+use crate::defect::{Defect, has};
 use crate::paging::{Mode, Paging, Rights};
 
 /// A role, packed so that two compare in one instruction.
@@ -31,7 +32,7 @@ impl Role {
         if paging.nxe {
             raw |= NXE;
         }
-        if paging.wp {
+        if paging.wp || has(Defect::RoleWithoutWp) {
             raw |= WP;
         } else {
             // SMEP and SMAP are on in hardware as the guest has them; they shape an spte only where a
@@ -53,6 +54,7 @@ impl Role {
     /// The role of a table one level below, reached with `rights`.
     #[must_use]
     pub fn child(self, rights: Rights) -> Role {
+        let rights = if has(Defect::RoleWithoutInheritedRights) { Rights::ALL } else { rights };
         let keep = self.0 & !(0x7 | 3 << QUADRANT | 7 << RIGHTS | 0xff << VCPU);
         Role(keep | u32::from(self.level() - 1) | u32::from(rights.bits()) << RIGHTS)
     }

@@ -2,6 +2,7 @@
 
 use memory::{Gfn, Pfn, TableMemory};
 
+use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::mmu::Mmu;
 use crate::pages::PageId;
@@ -104,7 +105,8 @@ impl VcpuMmu {
                     .enumerate()
                     .min_by_key(|(_, tag)| tag.used)
                     .unwrap_or_else(|| unreachable!());
-                *tag = Tag { serial, ..Tag::default() };
+                let generation = if has(Defect::TagKeptForAnotherRoot) { tag.generation } else { 0 };
+                *tag = Tag { serial, generation, ..Tag::default() };
                 slot
             }
         };
@@ -138,7 +140,7 @@ impl Mmu {
                     None => return Err(Short),
                 };
                 self.drop_root(cpu);
-                self.pages[root].roots += 1;
+                self.pages[root].roots += u32::from(!has(Defect::RootNotCounted));
                 self.pages.touch(root);
                 cpu.root = Some(root);
                 let hint = self.pages[root].tag;
@@ -148,7 +150,7 @@ impl Mmu {
             }
         };
         cpu.table = self.pages[root].table;
-        if cpu.paging.mode == Mode::Pae {
+        if cpu.paging.mode == Mode::Pae && !has(Defect::StalePdpte) {
             self.load_pdptes(host, cpu, root);
         }
         self.stats.root_loads += 1;
@@ -162,7 +164,7 @@ impl Mmu {
     /// The vCPU runs on no root any more.
     pub fn drop_root(&mut self, cpu: &mut VcpuMmu) {
         if let Some(old) = cpu.root.take() {
-            self.pages[old].roots -= 1;
+            self.pages[old].roots -= u32::from(!has(Defect::RootNotCounted));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use memory::Pfn;
 
+use crate::defect::{Defect, has};
 use crate::paging::{Rights, bits};
 
 /// A shadow entry that maps nothing: no frame number in it (H21, L1TF).
@@ -88,9 +89,11 @@ pub const fn same_frame(old: u64, new: u64) -> bool {
 /// Whether the change from `old` to `new` takes something away that a TLB may hold: then a flush is due. U counts both
 /// ways, since SMEP and SMAP keep the supervisor off a page that the user may use.
 #[must_use]
-pub const fn narrows(old: u64, new: u64) -> bool {
+pub fn narrows(old: u64, new: u64) -> bool {
+    let user = if has(Defect::UserBitWidensOnly) { old & !new & bits::U } else { (old ^ new) & bits::U };
     old & bits::P != 0
         && (old & !new & (bits::P | bits::W) != 0
             || new & !old & bits::NX != 0
-            || (old ^ new) & (bits::FRAME | bits::PS | bits::U) != 0)
+            || (old ^ new) & (bits::FRAME | bits::PS) != 0
+            || user != 0)
 }

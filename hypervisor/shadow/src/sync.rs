@@ -6,6 +6,7 @@
 
 use memory::{Gva, TableMemory};
 
+use crate::defect::{Defect, has};
 use crate::fill::shadow_index;
 use crate::host::Host;
 use crate::link::NIL;
@@ -47,7 +48,7 @@ impl Mmu {
             return; // every shadow page says what the guest's tables say
         }
         self.stats.invlpgs += 1;
-        if self.unsync_upper > 0 {
+        if self.unsync_upper > 0 && !has(Defect::InvlpgLeafOnly) {
             self.sync_upper(host, page);
         }
         // The upper tables are in sync now: the sptes lead to the leaf table that the guest's entries lead to.
@@ -152,6 +153,9 @@ impl Mmu {
                 }
             }
             self.stats.syncs += 1;
+            if has(Defect::NoFlushAfterSync) {
+                self.narrowed = false;
+            }
             if host.slots().index(self.pages[id].gfn).is_some_and(|index| self.has_two_formats(index)) {
                 self.mark_unsync(id);
             }

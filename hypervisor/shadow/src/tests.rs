@@ -2,6 +2,7 @@
 
 mod audit;
 mod contents;
+mod defects;
 mod dirty;
 mod exhaustion;
 mod guest;

@@ -3,6 +3,7 @@
 
 use memory::Gva;
 
+use crate::defect::{Defect, has};
 use crate::mmu::Mmu;
 use crate::pages::PageId;
 use crate::paging::BLOCK_SHIFT;
@@ -28,7 +29,7 @@ impl Mmu {
     #[inline]
     pub(crate) fn on_trail(&self, root: PageId, gva: Gva, walk: &Walk) -> Option<PageId> {
         let trail = self.trail.as_ref()?;
-        let same = trail.cut == self.cut
+        let same = (trail.cut == self.cut || has(Defect::TrailOutlivesItsPages))
             && trail.root == root
             && trail.region == gva.0 >> BLOCK_SHIFT
             && trail.upper == *walk.upper();

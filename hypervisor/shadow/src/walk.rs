@@ -5,6 +5,7 @@
 
 use memory::{Gfn, Gpa, GuestMemory, Gva};
 
+use crate::defect::{Defect, has};
 use crate::paging::{Mode, Paging, Rights, bits};
 
 /// An access whose translation is asked for.
@@ -159,7 +160,12 @@ pub fn permits(paging: &Paging, rights: Rights, access: Access) -> bool {
 /// Reads the entry at `address`; what is no RAM reads as not present (H11, H18: nothing is ever written there).
 #[inline(always)]
 pub(crate) fn load<G: GuestMemory>(short: bool, guest: &G, address: Gpa) -> u64 {
-    if short { guest.load_u32(address).map_or(0, u64::from) } else { guest.load_u64(address).unwrap_or(0) }
+    let missing = if has(Defect::NoRamReadsPresent) { 0x67 } else { 0 };
+    if short {
+        guest.load_u32(address).map_or(missing, u64::from)
+    } else {
+        guest.load_u64(address).unwrap_or(missing)
+    }
 }
 
 /// Reads entry `index` of the guest table `table` as it now stands.
@@ -378,7 +384,11 @@ impl<G: GuestMemory> Way<'_, G> {
             if self.unused != 0 {
                 self.mark_used(level)?;
             }
-            new |= if access.kind == Kind::Write { bits::A | bits::D } else { bits::A };
+            new |= if access.kind == Kind::Write && !has(Defect::DirtyNotSet) {
+                bits::A | bits::D
+            } else {
+                bits::A
+            };
             let short = self.paging.mode == Mode::TwoLevel;
             if new != entry && !set_bits(short, self.guest, address, entry, new) {
                 return Err(Missed::Raced);

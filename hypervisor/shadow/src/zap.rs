@@ -2,6 +2,7 @@
 
 use memory::TableMemory;
 
+use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::link::{Head, NIL};
 use crate::mmu::{Mmu, stray_chain};
@@ -27,7 +28,12 @@ impl Mmu {
         self.forget_unsync(id);
         self.unchain(host, id);
         let page = &self.pages[id];
-        self.retired.push(page.table);
+        if has(Defect::FreedBeforeFlush) {
+            self.stash.push(page.table);
+            host.pages_freed(1);
+        } else {
+            self.retired.push(page.table);
+        }
         self.stash.push(page.links);
         self.pages.release(id);
         self.narrowed = true;

@@ -32,6 +32,8 @@ pub struct Setup {
     pub pages_max: u32,
     pub split_executable: bool,
     pub address_bits: u8,
+    pub smep: bool,
+    pub smap: bool,
 }
 
 impl Setup {
@@ -44,6 +46,8 @@ impl Setup {
             pages_max: [256, 64, PAGES_MIN][(number / 20 % 3) as usize],
             split_executable: number / 60 % 4 == 3,
             address_bits: if number / 240 % 4 == 3 { 36 } else { 40 },
+            smep: number / 960 % 2 == 1,
+            smap: number / 1920 % 2 == 1,
         }
     }
 }
@@ -129,7 +133,7 @@ impl Trial {
         let history = History::new((0..PAGES + PDPTS).flat_map(words), |gpa| word(&machine.host.ram, gpa));
         let registers = Registers {
             cr0: CR0_WP,
-            cr4: CR4_PSE,
+            cr4: CR4_PSE | if setup.smep { CR4_SMEP } else { 0 } | if setup.smap { CR4_SMAP } else { 0 },
             efer: EFER_NXE,
             maxphyaddr: u32::from(setup.address_bits),
             gib_pages: true,
@@ -239,7 +243,12 @@ impl Trial {
     /// Shows what the step came to: for looking into a counterexample.
     fn trace(&self, step: Step) {
         let mmu = &self.machine.mmu;
+        let cores = self.machine.host.cores.borrow();
         println!("vCPU {}: {step:?}", self.vcpu());
+        println!(
+            "  caches: {:x?}",
+            cores.processor.remembered(self.machine.cpu.vcpu, self.machine.cpu.tag())
+        );
         for page in (0..mmu.pages.capacity()).map(|id| &mmu.pages[PageId(id)]).filter(|page| page.live) {
             let (gfn, role, roots) = (page.gfn, page.role, page.roots);
             println!("  {gfn:x?} {role:?} in {:x?}, {roots} roots, unsync {}", page.table, page.is_unsync());
@@ -429,30 +438,36 @@ impl Trial {
         let linear = self.linear(at);
         let modes: [Mode; VCPUS_MAX] = core::array::from_fn(|vcpu| self.mode_of(vcpu));
         let (history, now) = (&mut self.history, self.now);
-        let landed = self.machine.access_racing(Gva(linear), access, |machine| match meanwhile {
-            Meanwhile::Reclaim(pages) => _ = machine.mmu.reclaim(&machine.host, pages),
-            // Nobody stores while the guest's only vCPU is out of it.
-            Meanwhile::Store(..) if machine.vcpus().count() == 1 => {}
-            Meanwhile::Store(Store::Guest(at, place), value) => {
-                let vcpu = machine.cpu.vcpu;
-                machine.next_vcpu();
-                let mode = modes[usize::from(machine.cpu.vcpu)];
-                let landed = machine.access(Gva(at.linear(mode)), WRITE);
-                // What its walk set may be what it stores over.
+        let landed = self.machine.access_racing(Gva(linear), access, |machine| {
+            // What a walk set may be stored over before the step is over.
+            let mut look = |machine: &Machine| {
                 history.observe(now, |gpa| word(&machine.host.ram, gpa), |_, _, _| ());
-                if let Landed::Ram(gpa) = landed
-                    && pool_page(gpa.0).is_some()
-                {
-                    Trial::write(machine, mode, gpa.0 & !0xfff, place.spot, value);
-                }
-                while machine.cpu.vcpu != vcpu {
+            };
+            look(machine);
+            match meanwhile {
+                Meanwhile::Reclaim(pages) => _ = machine.mmu.reclaim(&machine.host, pages),
+                // Nobody stores while the guest's only vCPU is out of it.
+                Meanwhile::Store(..) if machine.vcpus().count() == 1 => {}
+                Meanwhile::Store(Store::Guest(at, place), value) => {
+                    let vcpu = machine.cpu.vcpu;
                     machine.next_vcpu();
+                    let mode = modes[usize::from(machine.cpu.vcpu)];
+                    let landed = machine.access(Gva(at.linear(mode)), WRITE);
+                    look(machine);
+                    if let Landed::Ram(gpa) = landed
+                        && pool_page(gpa.0).is_some()
+                    {
+                        Trial::write(machine, mode, gpa.0 & !0xfff, place.spot, value);
+                    }
+                    while machine.cpu.vcpu != vcpu {
+                        machine.next_vcpu();
+                    }
                 }
-            }
-            Meanwhile::Store(Store::Device(place), value) => {
-                machine.mmu.before_write(&machine.host, Gpa(pool(place.page)).page());
-                let mode = modes[usize::from(machine.cpu.vcpu)];
-                Trial::write(machine, mode, pool(place.page), place.spot, value);
+                Meanwhile::Store(Store::Device(place), value) => {
+                    machine.mmu.before_write(&machine.host, Gpa(pool(place.page)).page());
+                    let mode = modes[usize::from(machine.cpu.vcpu)];
+                    Trial::write(machine, mode, pool(place.page), place.spot, value);
+                }
             }
         });
         self.observe(None);
@@ -557,6 +572,7 @@ impl Trial {
         let now = self.machine.host.generation.get();
         for cpu in self.machine.vcpus() {
             let context = context(cpu);
+            assert!(!self.machine.is_free(context.root), "H7: the root that is loaded is free");
             if !remembered {
                 self.compare_table(&context, context.levels, context.root, 0, Path::OPEN);
             }

@@ -48,7 +48,7 @@ pub fn quietly<R>(f: impl FnOnce() -> R) -> R {
 fn setup(mode: Mode, number: u64) -> u64 {
     let modes = [Mode::FourLevel, Mode::Pae, Mode::TwoLevel, Mode::FiveLevel, Mode::Off];
     let mode = modes.iter().position(|&it| it == mode).unwrap_or(0) as u64;
-    number % 960 / 5 * 5 + mode
+    number % 3840 / 5 * 5 + mode
 }
 
 /// Runs about `steps` steps from one seed; a failure is shown as the smallest sequence that fails so.
