@@ -257,7 +257,7 @@ impl Mmu {
             return of_page(id.0, "the root of a PAE format lies below 4 GiB");
         }
         if page.is_unsync() {
-            if self.unsync.get(page.unsync as usize) != Some(&id) {
+            if self.unsync.get(page.unsync as usize).is_none_or(|behind| behind.page != id) {
                 return of_page(id.0, UNSYNC);
             }
             tally.unsync += 1;

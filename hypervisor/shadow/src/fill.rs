@@ -156,6 +156,7 @@ impl Mmu {
                 Fill::Filled
             }
         };
+        self.note_addition(page);
         self.stats.fills += 1;
         self.publish(host);
         outcome
@@ -298,6 +299,7 @@ impl Mmu {
                     return Err(Fill::Changed);
                 }
                 self.set_table(host, page, index, child);
+                self.note_addition(page);
                 self.pages.touch(child);
             }
             page = child;

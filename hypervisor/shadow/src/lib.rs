@@ -11,7 +11,8 @@
 //! | write to a shadowed table | the table becomes writable and its shadow **unsync** (part of the fill) |
 //! | INVLPG | [`Mmu::invlpg`]: upper tables are synced, that address's leaf entry is looked at again |
 //! | MOV to CR3, mode changes | [`Mmu::load_root`]: root by (gfn, [`Role`]), unsync pages below it are synced |
-//! | a flush of everything | [`Mmu::flush`] |
+//! | MOV to CR3 with bit 63 | the same, but what a processor could have cached under the PCID may stay stale |
+//! | INVPCID | [`Mmu::flush_address`], [`Mmu::flush_pcid`], [`Mmu::flush`] |
 //! | a device or the emulator writes | [`Mmu::before_write`] |
 //! | frames run low | [`Mmu::reclaim`] |
 //! | the guest stops | [`Mmu::zap_all`] |
@@ -58,5 +59,5 @@ pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION,
 pub use paging::{Mode, Paging, Rights};
 pub use reclaim::Class;
 pub use role::Role;
-pub use root::{Short, TAGS, VcpuMmu};
+pub use root::{Flush, Short, TAGS, VcpuMmu};
 pub use walk::{Access, ErrorCode, Kind, PageFault, Walk};

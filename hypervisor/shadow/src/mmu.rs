@@ -95,6 +95,15 @@ pub(crate) fn is_low(frame: Pfn) -> bool {
     frame.0 < 1 << 20
 }
 
+/// A shadow page that may be behind its guest table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsync {
+    pub page: PageId,
+    /// The MMU's clock when it fell behind, or when something was last added to it: a root that was left later
+    /// had seen all of it.
+    pub added: u64,
+}
+
 /// One guest's shadow MMU.
 #[derive(Debug)]
 pub struct Mmu {
@@ -104,11 +113,13 @@ pub struct Mmu {
     pub(crate) guest_blocks: Vec<GuestBlock>,
     /// Shadow pages whose gfn is no RAM (dummy roots, pieces of large pages over MMIO), in chains by block.
     pub(crate) strays: [u32; STRAY_CHAINS],
-    pub(crate) unsync: Vec<PageId>,
+    pub(crate) unsync: Vec<Unsync>,
     /// Shadow pages that are being synced: off the list of unsync ones, their tables not writable any more.
     pub(crate) due: Vec<PageId>,
     /// How many of them are above level 1.
     pub(crate) unsync_upper: u32,
+    /// Orders departures from roots and flushes against additions to unsync pages. Starts at 1: 0 is before all.
+    pub(crate) clock: u64,
     /// Frames at hand.
     pub(crate) stash: Vec<Pfn>,
     /// Frames of zapped tables that some TLB may still lead to.
@@ -131,7 +142,8 @@ impl Mmu {
     pub const fn heap_bytes(ram_pages: usize, pages_max: usize) -> usize {
         let each_page = size_of::<GuestPage>();
         let each_block = size_of::<GuestBlock>();
-        let each_shadow = size_of::<ShadowPage>() + 2 * size_of::<PageId>() + 4 * size_of::<Pfn>();
+        let each_shadow =
+            size_of::<ShadowPage>() + size_of::<Unsync>() + size_of::<PageId>() + 4 * size_of::<Pfn>();
         ram_pages * each_page
             + ram_pages / BLOCK_PAGES as usize * each_block
             + pages_max * each_shadow
@@ -151,6 +163,7 @@ impl Mmu {
             guest_blocks: vec![GuestBlock::default(); ram_pages.div_ceil(BLOCK_PAGES as usize)],
             strays: [NIL; STRAY_CHAINS],
             unsync_upper: 0,
+            clock: 1,
             unsync: Vec::with_capacity(pages_max as usize),
             due: Vec::with_capacity(pages_max as usize),
             stash: Vec::with_capacity(2 * pages_max as usize + STASH_MAX),
@@ -368,7 +381,7 @@ impl Mmu {
     pub(crate) fn mark_unsync(&mut self, id: PageId) {
         self.pages[id].unsync = self.unsync.len() as u32;
         self.unsync_upper += u32::from(self.pages[id].role.level() > 1);
-        self.unsync.push(id);
+        self.unsync.push(Unsync { page: id, added: self.clock });
         self.stats.unsyncs += 1;
     }
 

@@ -69,6 +69,8 @@ pub struct Paging {
     pub mode: Mode,
     /// CR3 as the guest wrote it, without the PCID.
     pub cr3: u64,
+    /// The current PCID; `None` while CR4.PCIDE is clear.
+    pub pcid: Option<u16>,
     /// The PDPTE registers (mode [`Mode::Pae`] only), as loaded by [`crate::walk::load_pdptes`].
     pub pdptes: [u64; 4],
     /// EFER.NXE.

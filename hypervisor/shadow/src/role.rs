@@ -126,6 +126,7 @@ impl Role {
         Paging {
             mode: self.mode(),
             cr3: 0,
+            pcid: None,
             pdptes: [0; 4],
             nxe: self.0 & NXE != 0,
             wp: self.0 & WP != 0,

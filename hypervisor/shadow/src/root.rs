@@ -1,4 +1,10 @@
 //! Roots: what a vCPU's CR3 really holds, and the TLB tags of the roots that it used lately.
+//!
+//! A PCID is no part of a root's identity: two PCIDs with one CR3 share the root. A tag remembers the PCID that
+//! its root last ran under and when it was left ([`Tag::left`]). Coming back to it with the same PCID and without
+//! a flush, what was there when it was left may still show, however stale, because a processor could have cached
+//! it under that PCID. What was added later may not: it came into a table that other roots share while another
+//! PCID was the current one, and if the guest has changed the entry since, this PCID must see the change.
 
 use memory::{Gfn, Pfn, TableMemory};
 
@@ -24,6 +30,22 @@ struct Tag {
     generation: u64,
     /// When it was last used.
     used: u64,
+    /// The PCID that the root last ran under.
+    pcid: Option<u16>,
+    /// The MMU's clock when the vCPU left the root; what it then showed, a processor may have cached under `pcid`.
+    /// 0 if that PCID has been flushed since.
+    left: u64,
+}
+
+/// What a load of a root takes of the translations that the guest may still have cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Nothing (MOV to CR3 with bit 63).
+    Keep,
+    /// Those of the PCID that is loaded; without PCIDs, all but global ones (MOV to CR3, a task switch).
+    Pcid,
+    /// Those of all PCIDs (changes of CR0, CR4, EFER).
+    All,
 }
 
 /// One vCPU's side of the MMU.
@@ -39,6 +61,9 @@ pub struct VcpuMmu {
     good: u64,
     tags: [Tag; TAGS],
     clock: u64,
+    /// The MMU's clock at the last flush that was not of one PCID: tags left before are to be synced when they are
+    /// loaded again.
+    flushed_all: u64,
 }
 
 /// Every frame that the operation can need must be in the stash first; nothing was done.
@@ -58,6 +83,7 @@ impl VcpuMmu {
             good: 0,
             tags: [Tag::default(); TAGS],
             clock: 0,
+            flushed_all: 0,
         }
     }
 
@@ -115,30 +141,59 @@ impl VcpuMmu {
         self.good = self.tags[slot].generation;
         slot as u8
     }
+
+    /// The MMU's clock up to which all that the present tag's root shows may have been cached under `pcid`; 0 if
+    /// nothing may.
+    fn kept(&self, pcid: Option<u16>) -> u64 {
+        let tag = &self.tags[self.tag];
+        if pcid.is_some() && tag.pcid == pcid && tag.left > self.flushed_all { tag.left } else { 0 }
+    }
+
+    /// A flush of `pcid`: the other roots that ran under it may show nothing stale when they are loaded again.
+    pub(crate) fn forget_pcid(&mut self, pcid: u16) {
+        for (slot, tag) in self.tags.iter_mut().enumerate() {
+            if slot != self.tag && tag.pcid == Some(pcid) {
+                tag.left = 0;
+            }
+        }
+    }
+
+    /// A flush at `clock` of more than one PCID, or of global translations: the same for all other roots.
+    pub(crate) fn forget_all(&mut self, clock: u64) {
+        self.flushed_all = clock;
+    }
 }
 
 impl Mmu {
-    /// Finds or makes the root for `cpu.paging`, and syncs what it leads to: the reaction to a CR3 write and to
-    /// every change of the paging mode.
+    /// Finds or makes the root for `cpu.paging`, and syncs what it leads to as far as `flush` and the tag say: the
+    /// reaction to a CR3 write and to every change of the paging mode.
     ///
     /// # Errors
     /// [`Short`] if a root had to be made and the stash could not back it: it has too few frames, or, for a PAE
     /// format, none below 4 GiB.
-    pub fn load_root<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu) -> Result<(), Short> {
+    pub fn load_root<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu, flush: Flush) -> Result<(), Short> {
         let gfn = match cpu.paging.root_gfn() {
             // Roots that are no RAM all translate nothing: one stands for all (H20).
             gfn if cpu.paging.mode != Mode::Off && host.slots().index(gfn).is_none() => DUMMY,
             gfn => gfn,
         };
         let role = Role::root(&cpu.paging, cpu.vcpu);
-        let root = match cpu.root {
-            Some(root) if self.pages[root].gfn == gfn && self.pages[root].role == role => root,
+        let pcid = cpu.paging.pcid;
+        let (root, kept) = match cpu.root {
+            Some(root) if self.pages[root].gfn == gfn && self.pages[root].role == role => {
+                // It was never left: all that it shows may have been cached.
+                let same = cpu.tags[cpu.tag].pcid == pcid;
+                (root, if same { u64::MAX } else { 0 })
+            }
             _ => {
                 let root = match self.find(host, gfn, role) {
                     Some(root) => root,
                     None if self.is_ready() => self.make(host, gfn, role).ok_or(Short)?,
                     None => return Err(Short),
                 };
+                if cpu.root.is_some() {
+                    cpu.tags[cpu.tag].left = self.tick();
+                }
                 self.drop_root(cpu);
                 self.pages[root].roots += u32::from(!has(Defect::RootNotCounted));
                 self.pages.touch(root);
@@ -146,19 +201,31 @@ impl Mmu {
                 let hint = self.pages[root].tag;
                 let tag = cpu.choose_tag(self.pages[root].serial, hint);
                 self.pages[root].tag = tag;
-                root
+                (root, cpu.kept(pcid))
             }
         };
+        cpu.tags[cpu.tag].pcid = pcid;
+        match (flush, pcid) {
+            (Flush::Pcid, Some(pcid)) => cpu.forget_pcid(pcid),
+            (Flush::All, _) => cpu.forget_all(self.tick()),
+            (Flush::Keep, _) | (Flush::Pcid, None) => {}
+        }
         cpu.table = self.pages[root].table;
         if cpu.paging.mode == Mode::Pae && !has(Defect::StalePdpte) {
             self.load_pdptes(host, cpu, root);
         }
         self.stats.root_loads += 1;
         if !self.unsync.is_empty() {
-            self.sync_from(host, root);
+            self.sync_since(host, root, if flush == Flush::Keep { kept } else { 0 });
         }
         self.publish(host);
         Ok(())
+    }
+
+    /// The time now; what is added to a table from here on is added later.
+    pub(crate) fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock - 1
     }
 
     /// The vCPU runs on no root any more.

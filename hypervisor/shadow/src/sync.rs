@@ -10,7 +10,7 @@ use crate::defect::{Defect, has};
 use crate::fill::shadow_index;
 use crate::host::Host;
 use crate::link::NIL;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, Unsync};
 use crate::pages::PageId;
 use crate::paging::{Rights, bits};
 use crate::role::Role;
@@ -32,17 +32,46 @@ enum Reach {
 }
 
 impl Mmu {
-    /// The guest flushed the translations of its present address space: nothing that its root leads to may be
-    /// behind any more. (MOV to CR3, INVPCID, and the CR0, CR4 and EFER changes that flush.)
-    pub fn flush<H: Host>(&mut self, host: &H, cpu: &VcpuMmu) {
+    /// The vCPU flushed the translations of all its PCIDs (INVPCID of types 2 and 3): nothing that its root leads
+    /// to may be behind any more, nor what its other roots lead to when it loads them again.
+    pub fn flush<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu) {
+        cpu.forget_all(self.tick());
+        self.flush_root(host, cpu);
+    }
+
+    /// The vCPU flushed the translations of `pcid` but for global ones (INVPCID of type 1).
+    pub fn flush_pcid<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu, pcid: u16) {
+        cpu.forget_pcid(pcid);
+        if cpu.paging.pcid.unwrap_or(0) == pcid {
+            self.flush_root(host, cpu);
+        }
+    }
+
+    /// The vCPU flushed the translation of `gva` in `pcid` unless it is a global one (INVPCID of type 0).
+    pub fn flush_address<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu, pcid: u16, gva: Gva) {
+        cpu.forget_pcid(pcid);
+        if cpu.paging.pcid.unwrap_or(0) == pcid {
+            self.flush_address_here(host, cpu, gva);
+        }
+    }
+
+    /// The vCPU flushed the translation of `gva` in the present PCID, and in all if it is a global one (INVLPG).
+    pub fn invlpg<H: Host>(&mut self, host: &H, cpu: &mut VcpuMmu, gva: Gva) {
+        // No spte tells whether its guest entry was a global one. That no page is behind now would be no excuse: a
+        // page of another root can fall behind before that root comes back, and show what was flushed here.
+        cpu.forget_all(self.tick());
+        self.flush_address_here(host, cpu, gva);
+    }
+
+    fn flush_root<H: Host>(&mut self, host: &H, cpu: &VcpuMmu) {
         if let Some(root) = cpu.root {
             self.sync_from(host, root);
             self.publish(host);
         }
     }
 
-    /// The guest flushed the translation of `gva` (INVLPG): brings the upper tables up to date, then its leaf entry.
-    pub fn invlpg<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva) {
+    /// Brings the upper tables below the present root up to date, then the leaf entry of `gva`.
+    fn flush_address_here<H: Host>(&mut self, host: &H, cpu: &VcpuMmu, gva: Gva) {
         let Some(page) = cpu.root else { return };
         if self.unsync.is_empty() {
             return; // every shadow page says what the guest's tables say
@@ -63,9 +92,11 @@ impl Mmu {
             level -= 1;
         }
         if level == 1
-            && let Some(&leaf) = self.unsync.iter().find(|&&id| self.pages[id].table == table)
+            && let Some(leaf) =
+                self.unsync.iter().map(|behind| behind.page).find(|&id| self.pages[id].table == table)
         {
             self.reconcile_one(host, leaf, shadow_index(1, gva));
+            self.note_addition(leaf);
         }
         self.publish(host);
     }
@@ -77,7 +108,7 @@ impl Mmu {
         let mut at = self.unsync.len();
         while at > 0 {
             at -= 1;
-            let Some(&id) = self.unsync.get(at) else { continue };
+            let Some(&Unsync { page: id, .. }) = self.unsync.get(at) else { continue };
             if self.pages[id].role.level() > 1 && matches!(self.reach(host, id, root), Reach::Yes) {
                 self.shut(host, id);
             }
@@ -87,10 +118,18 @@ impl Mmu {
 
     /// Syncs every unsync page that `root`, a root or any other page, may lead to.
     pub(crate) fn sync_from<H: Host>(&mut self, host: &H, root: PageId) {
+        self.sync_since(host, root, 0);
+    }
+
+    /// The same for those that fell behind, or got an spte, after `kept` on the MMU's clock.
+    pub(crate) fn sync_since<H: Host>(&mut self, host: &H, root: PageId, kept: u64) {
         let mut at = self.unsync.len();
         while at > 0 {
             at -= 1;
-            let Some(&id) = self.unsync.get(at) else { continue };
+            let Some(&Unsync { page: id, added }) = self.unsync.get(at) else { continue };
+            if added <= kept {
+                continue;
+            }
             match self.reach(host, id, root) {
                 Reach::Yes => self.shut(host, id),
                 Reach::Orphan => self.zap(host, id),
@@ -167,9 +206,17 @@ impl Mmu {
         if at != NIL {
             self.unsync_upper -= u32::from(self.pages[id].role.level() > 1);
             self.unsync.swap_remove(at as usize);
-            if let Some(&moved) = self.unsync.get(at as usize) {
-                self.pages[moved].unsync = at;
+            if let Some(moved) = self.unsync.get(at as usize) {
+                self.pages[moved.page].unsync = at;
             }
+        }
+    }
+
+    /// An spte of `id` was made or changed: if the page is behind, no root that was left before may show it.
+    #[inline]
+    pub(crate) fn note_addition(&mut self, id: PageId) {
+        if let Some(behind) = self.unsync.get_mut(self.pages[id].unsync as usize) {
+            behind.added = self.clock;
         }
     }
 

@@ -8,6 +8,7 @@ mod exhaustion;
 mod guest;
 mod large;
 mod modes;
+mod pcid;
 mod races;
 mod random;
 mod reclaim;

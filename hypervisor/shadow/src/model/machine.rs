@@ -9,8 +9,8 @@ use super::reference::Attempt;
 use super::surroundings::Surroundings;
 use crate::paging::bits;
 use crate::{
-    Access, Config, FRAMES_PER_OPERATION, Fill, Kind, Mmu, Mode, PAGES_PER_OPERATION, PageFault, Paging,
-    Short, Stats, VcpuMmu, walk,
+    Access, Config, FRAMES_PER_OPERATION, Fill, Flush, Kind, Mmu, Mode, PAGES_PER_OPERATION, PageFault,
+    Paging, Short, Stats, VcpuMmu, walk,
 };
 
 /// What an access came to.
@@ -164,26 +164,31 @@ impl Machine {
         self.mmu.release(&self.host, self.host.generation.get());
     }
 
-    /// MOV to CR3, or any change of the paging mode.
+    /// MOV to CR3 without PCIDs, or any change of the paging mode.
     pub fn set_paging(&mut self, paging: Paging) {
+        self.load(paging, Flush::All);
+    }
+
+    /// MOV to CR3, with or without bit 63.
+    pub fn load(&mut self, paging: Paging, flush: Flush) {
         self.exit();
         self.cpu.paging = paging;
-        if self.mmu.load_root(&self.host, &mut self.cpu) == Err(Short) {
+        if self.mmu.load_root(&self.host, &mut self.cpu, flush) == Err(Short) {
             self.ready();
-            self.mmu.load_root(&self.host, &mut self.cpu).unwrap();
+            self.mmu.load_root(&self.host, &mut self.cpu, flush).unwrap();
         }
     }
 
     /// A flush of everything.
     pub fn flush(&mut self) {
         self.exit();
-        self.mmu.flush(&self.host, &self.cpu);
+        self.mmu.flush(&self.host, &mut self.cpu);
     }
 
     /// INVLPG.
     pub fn invlpg(&mut self, gva: Gva) {
         self.exit();
-        self.mmu.invlpg(&self.host, &self.cpu, gva);
+        self.mmu.invlpg(&self.host, &mut self.cpu, gva);
     }
 
     /// What the processor does without an exit: the guest physical address, or `None` for a #PF.

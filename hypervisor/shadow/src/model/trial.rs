@@ -84,6 +84,7 @@ fn paging(registers: &Registers, mode: Mode) -> Paging {
     Paging {
         mode,
         cr3: if on { registers.cr3 & !pcid } else { 0 },
+        pcid: None,
         pdptes: registers.pdpte,
         nxe: on && mode != Mode::TwoLevel && registers.efer & EFER_NXE != 0,
         wp: !on || registers.cr0 & CR0_WP != 0,

@@ -7,8 +7,8 @@ use crate::model::machine::{Landed, Machine, READ, WRITE, config, identity};
 use crate::pages::{PAGES_MAX, PageId, SpteId};
 use crate::paging::bits;
 use crate::{
-    Access, FRAMES_PER_OPERATION, Fill, Mmu, Mode, PAGES_MIN, PAGES_PER_OPERATION, Paging, Short, VcpuMmu,
-    walk,
+    Access, FRAMES_PER_OPERATION, Fill, Flush, Mmu, Mode, PAGES_MIN, PAGES_PER_OPERATION, Paging, Short,
+    VcpuMmu, walk,
 };
 
 /// Takes the stash down, or fills it up, to `frames`.
@@ -74,7 +74,7 @@ fn h06_a_change_of_root_with_every_size_of_stash() {
         stash(&mut machine, frames);
         let before = machine.state();
         machine.cpu.paging = Paging { cr3: 0x1_a000, ..home };
-        let result = machine.mmu.load_root(&machine.host, &mut machine.cpu);
+        let result = machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All);
         machine.audit();
         if frames < FRAMES_PER_OPERATION {
             assert_eq!(result, Err(Short), "{frames} frames");
@@ -86,7 +86,7 @@ fn h06_a_change_of_root_with_every_size_of_stash() {
         // A root that is there needs none.
         stash(&mut machine, 0);
         machine.cpu.paging = home;
-        assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu), Ok(()));
+        assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All), Ok(()));
         assert_eq!(machine.cpu.root_table(), table);
         machine.audit();
     }
@@ -126,7 +126,7 @@ fn h06_a_guest_makes_progress_with_the_least_frames() {
         machine.mmu.zap_all(&machine.host);
         machine.release();
         stash(&mut machine, frames);
-        machine.mmu.load_root(&machine.host, &mut machine.cpu).unwrap();
+        machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All).unwrap();
         for i in 0..200_u64 {
             let gva = Gva([TOP, 0x40_0000, 0x1_0000][i as usize % 3] + (i * 7 % 256) * 0x1000);
             let mut tries = 0;
@@ -150,7 +150,7 @@ fn h08_a_root_shared_by_all_vcpus_goes_when_the_last_one_leaves() {
     let root = machine.cpu.root_table();
     for other in &mut others {
         other.paging = machine.cpu.paging;
-        machine.mmu.load_root(&machine.host, other).unwrap();
+        machine.mmu.load_root(&machine.host, other, Flush::All).unwrap();
         assert_eq!(other.root_table(), root);
     }
     machine.mmu.drop_root(&mut machine.cpu);

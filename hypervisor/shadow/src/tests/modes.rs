@@ -6,7 +6,7 @@ use super::guest::{BLOCKS, FLAGS, PML4, PT, TOP, guest};
 use crate::model::machine::{Landed, Machine, READ, WRITE, identity};
 use crate::paging::bits;
 use crate::walk::load_pdptes;
-use crate::{FRAMES_PER_OPERATION, Mode, PAGES_PER_OPERATION, Paging, Short, VcpuMmu};
+use crate::{FRAMES_PER_OPERATION, Flush, Mode, PAGES_PER_OPERATION, Paging, Short, VcpuMmu};
 
 /// The page with the four PDPTEs of the PAE guests here.
 const PDPTES: u64 = 0x2_0000;
@@ -140,9 +140,9 @@ fn h19_flushes_without_a_root() {
     machine.access(Gva(TOP), READ);
     machine.device_store(PT, 0);
     let before = machine.state();
-    let rootless = VcpuMmu::new(1);
-    machine.mmu.invlpg(&machine.host, &rootless, Gva(TOP));
-    machine.mmu.flush(&machine.host, &rootless);
+    let mut rootless = VcpuMmu::new(1);
+    machine.mmu.invlpg(&machine.host, &mut rootless, Gva(TOP));
+    machine.mmu.flush(&machine.host, &mut rootless);
     assert_eq!(machine.state(), before);
 }
 
@@ -186,10 +186,10 @@ fn the_root_of_a_pae_shadow_lies_below_4_gib() {
         assert!(!machine.mmu.has_low_frame());
         machine.cpu.paging = paging;
         let before = machine.state();
-        assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu), Err(Short));
+        assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All), Err(Short));
         assert_eq!(machine.state(), before, "nothing was done");
         machine.mmu.provide(Pfn(0x77)).unwrap();
-        machine.mmu.load_root(&machine.host, &mut machine.cpu).unwrap();
+        machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All).unwrap();
         assert_eq!(machine.cpu.root_table(), Pfn(0x77), "{:?}", paging.mode);
         while machine.mmu.take_back().is_some() {}
         // Let go of the low frame.
@@ -204,5 +204,5 @@ fn the_root_of_a_pae_shadow_lies_below_4_gib() {
         machine.mmu.provide(Pfn(HIGH + frame)).unwrap();
     }
     machine.cpu.paging = four_level;
-    assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu), Ok(()));
+    assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All), Ok(()));
 }

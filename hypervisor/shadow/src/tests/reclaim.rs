@@ -7,7 +7,7 @@ use memory::{Gpa, Gva, Pfn};
 use super::guest::{FLAGS, PD, PDPT, PML4, TOP, guest};
 use crate::model::machine::{Landed, Machine, READ, WRITE};
 use crate::pages::PageId;
-use crate::{Class, Paging, Short};
+use crate::{Class, Flush, Paging, Short};
 
 #[test]
 fn reclaim_loses_nothing() {
@@ -34,7 +34,7 @@ fn h07_reclaim_in_the_middle_of_a_change_of_root() {
     // The new root cannot be made for want of frames: the old one stays, loaded.
     while machine.mmu.take_back().is_some() {}
     machine.cpu.paging = Paging { cr3: 0x1_a000, ..home };
-    assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu), Err(Short));
+    assert_eq!(machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All), Err(Short));
     machine.mmu.reclaim(&machine.host, 100);
     machine.audit();
     assert_eq!(machine.cpu.root_table(), old);

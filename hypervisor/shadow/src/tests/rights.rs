@@ -85,6 +85,7 @@ impl Shape {
         Paging {
             mode: self.mode,
             cr3: TABLES[0],
+            pcid: None,
             pdptes: [TABLES[0] | bits::P, 0, 0, 0],
             wp: bit(0),
             smep: bit(1),

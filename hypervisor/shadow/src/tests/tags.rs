@@ -5,7 +5,7 @@ use memory::{Gpa, Gva};
 use super::guest::{FLAGS, PML4, PT, TOP, guest};
 use super::races::two_vcpus;
 use crate::model::machine::{Landed, Machine, READ, WRITE};
-use crate::{Paging, TAGS};
+use crate::{Flush, Paging, TAGS};
 
 /// Root number `n`: shares the identity map of the guest, and maps page `n` of block 1 at `TOP`.
 fn root(machine: &Machine, n: u64) -> Paging {
@@ -111,7 +111,7 @@ fn h14_a_vcpu_that_moved_to_another_core_trusts_no_tag() {
     assert!(!good(&machine));
     for &paging in &roots {
         machine.cpu.paging = paging;
-        machine.mmu.load_root(&machine.host, &mut machine.cpu).unwrap();
+        machine.mmu.load_root(&machine.host, &mut machine.cpu, Flush::All).unwrap();
         assert!(!good(&machine));
         machine.access(Gva(TOP), READ);
         assert!(good(&machine));
