@@ -2,7 +2,7 @@
 
 use memory::{Gpa, Gva};
 
-use super::guest::{FLAGS, PML4, PT, TOP, guest};
+use super::guest::{FLAGS, PD, PML4, PT, TOP, guest};
 use super::races::two_vcpus;
 use crate::model::machine::{Landed, Machine, READ, WRITE};
 use crate::{Flush, Paging, TAGS};
@@ -87,45 +87,78 @@ fn what_another_pcid_cached_does_not_show() {
     machine.audit();
 }
 
-#[test]
-fn what_another_vcpu_cached_does_not_show() {
+/// Two vCPUs on one root. The first has left it, after the table at `behind` fell behind, for a root that shares
+/// nothing of it; the second runs on it. Also returns what the first comes back to.
+fn first_is_elsewhere(behind: u64) -> (Machine, Paging) {
     let mut machine = two_vcpus();
     let (a, b) = (space(&machine, 0, 1), space(&machine, 1, 2));
+    machine.poke(a.cr3 + 8, 0);
+    machine.next_vcpu();
+    machine.load(Paging { pcid: Some(3), ..b }, Flush::Pcid);
+    machine.access(Gva(TOP), READ);
+    machine.next_vcpu();
     machine.load(b, Flush::Pcid);
     machine.access(Gva(TOP), READ);
+    machine.store(Gva(behind), machine.peek(behind));
     machine.load(a, Flush::Pcid);
-    // The table is behind from here on; the other vCPU makes an spte in it and leaves that stale.
-    let (entry, gva) = (PT + 8 * 100, TOP + 0x64_000);
-    machine.store(Gva(entry), NEW | FLAGS);
     machine.next_vcpu();
-    machine.load(Paging { pcid: Some(5), ..a }, Flush::Pcid);
-    machine.store(Gva(PT), NEW | FLAGS);
-    assert_eq!(read(&mut machine, gva), NEW);
-    machine.store(Gva(entry), NEWER | FLAGS);
+    assert_eq!(machine.mmu.unsync.len(), 1, "left as it is");
+    (machine, b)
+}
+
+/// The first vCPU comes back without a flush.
+fn back(machine: &mut Machine, b: Paging) {
     machine.next_vcpu();
     machine.load(b, Flush::Keep);
+}
+
+#[test]
+fn what_another_vcpu_cached_does_not_show() {
+    let (mut machine, b) = first_is_elsewhere(PT);
+    let (entry, gva) = (PT + 8 * 100, TOP + 0x64_000);
+    machine.store(Gva(entry), NEW | FLAGS);
+    assert_eq!(read(&mut machine, gva), NEW);
+    machine.store(Gva(entry), NEWER | FLAGS);
+    back(&mut machine, b);
     assert_eq!(read(&mut machine, gva), NEWER);
     machine.audit();
 }
 
 #[test]
-fn what_invlpg_brought_up_to_date_is_new_to_other_vcpus() {
-    let mut machine = two_vcpus();
-    let (a, b) = (space(&machine, 0, 1), space(&machine, 1, 2));
-    machine.load(b, Flush::Pcid);
-    assert_eq!(read(&mut machine, TOP), OLD);
-    machine.store(Gva(PT + 8), NEW | FLAGS);
-    machine.load(a, Flush::Keep);
-    machine.next_vcpu();
-    machine.load(a, Flush::Keep);
+fn what_another_vcpu_linked_does_not_show() {
+    let (mut machine, b) = first_is_elsewhere(PD);
+    let gva = TOP + (7 << 21);
+    for (table, page) in [(0x6_0000, NEW), (0x6_1000, NEWER)] {
+        machine.poke(table, page | FLAGS);
+    }
+    machine.store(Gva(PD + 8 * 7), 0x6_0000 | FLAGS);
+    assert_eq!(read(&mut machine, gva), NEW);
+    machine.store(Gva(PD + 8 * 7), 0x6_1000 | FLAGS);
+    assert_eq!(read(&mut machine, gva), NEW, "not flushed yet");
+    back(&mut machine, b);
+    assert_eq!(read(&mut machine, gva), NEWER);
+    machine.audit();
+}
+
+#[test]
+fn what_another_vcpus_invlpg_brought_in_does_not_show() {
+    let (mut machine, b) = first_is_elsewhere(PT);
     machine.store(Gva(PT), NEW | FLAGS);
-    machine.store(Gva(PT + 8), NEW | FLAGS);
     machine.invlpg(Gva(TOP));
     machine.store(Gva(PT), NEWER | FLAGS);
-    machine.next_vcpu();
-    machine.load(b, Flush::Keep);
-    assert_ne!(read(&mut machine, TOP), NEW, "never seen under this PCID on this vCPU");
+    back(&mut machine, b);
+    assert_eq!(read(&mut machine, TOP), NEWER);
     machine.audit();
+}
+
+#[test]
+fn what_one_pcid_cached_another_does_not_show_after_a_third() {
+    let (mut machine, a, b) = two_spaces();
+    machine.load(b, Flush::Keep);
+    machine.store(Gva(own_table(1)), NEW | FLAGS);
+    machine.load(a, Flush::Keep);
+    machine.load(Paging { pcid: Some(5), ..b }, Flush::Keep);
+    assert_eq!(read(&mut machine, OWN), NEW);
 }
 
 #[test]
