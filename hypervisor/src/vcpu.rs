@@ -25,7 +25,7 @@ use machine::cpu::report::ExitLog;
 use machine::load::{EntryState, Mode as StartMode};
 use machine::manifest::End;
 use memory::{Event, Hpa, Owner};
-use shadow::VcpuMmu;
+use shadow::{Flush, VcpuMmu};
 
 use crate::guest::Guest;
 use crate::host::{Host, direct, frames, time};
@@ -225,7 +225,7 @@ impl Vcpu {
             host_state.write(&vmcs, &self.controls);
             self.mmu.forget_tags();
             self.place_apic_page(core);
-            if let Err(Next::Leave(leave)) = self.load_root(core, &vmcs) {
+            if let Err(Next::Leave(leave)) = self.load_root(core, &vmcs, Flush::All) {
                 return Err(leave);
             }
         }

@@ -10,6 +10,7 @@ mod decode;
 mod execute;
 mod fast;
 mod instruction;
+mod invpcid;
 mod port;
 mod string;
 
@@ -23,6 +24,7 @@ pub use execute::execute;
 pub use instruction::{
     AluOperation, BitOperation, Instruction, MemoryOperand, Operand, Operation, StringKind,
 };
+pub use invpcid::{Invalidation, Invpcid, invpcid};
 pub use port::{Flow, Ports, StringIo, string_io};
 
 /// Bytes of the longest instruction.

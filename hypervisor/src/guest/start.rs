@@ -210,6 +210,7 @@ fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, Sta
     let offered = Offered {
         rdtscp: controls.has(Feature::Rdtscp),
         invpcid: controls.has(Feature::Invpcid),
+        pcid: controls.has(Feature::Vpid),
         xsaves: controls.has(Feature::Xsaves),
         arch_capabilities: has_arch_capabilities.then(|| Processor.read(ARCH_CAPABILITIES)),
         speculation_control: host.vmx.mitigations.speculation_control,

@@ -4,10 +4,12 @@ use machine::cpu::control::{
     self as rules, Change, ControlState, Cr0, Cr4, Efer, Effects, Paging as GuestPaging,
 };
 use machine::cpu::event::Exception;
-use machine::cpu::registers::{CodeSize, SegmentName, SegmentState};
+use machine::cpu::registers::{CodeSize, Gpr, SegmentName, SegmentState, canonical};
+use machine::emulate::{self, Fault, Invalidation, Invpcid};
 use memory::{Event, Gva};
-use shadow::{Mode, Paging, Short, walk};
+use shadow::{Flush, Mode, Paging, Short, walk};
 
+use super::mmio::View;
 use super::{Next, Vcpu};
 use crate::schedule::Core;
 use crate::vmx::controls::Feature;
@@ -51,12 +53,20 @@ impl Vcpu {
         CodeSize::of(self.control.efer.contains(Efer::LMA), &cs)
     }
 
+    /// What a MOV to a control register takes of its source: 32 bits of it outside 64-bit mode.
+    #[inline]
+    pub(crate) fn control_source(&self, vmcs: &CurrentVmcs, register: Gpr) -> u64 {
+        let value = self.register(vmcs, register);
+        if value >> 32 != 0 && self.code_size(vmcs) != CodeSize::Bits64 { value & 0xffff_ffff } else { value }
+    }
+
     /// An allowed MOV to CR3 outside PAE paging.
-    pub(crate) fn change_root(&mut self, core: &Core, vmcs: &CurrentVmcs, cr3: u64) -> Next {
-        self.control.cr3 = cr3;
+    pub(crate) fn change_root(&mut self, core: &Core, vmcs: &CurrentVmcs, change: Change) -> Next {
+        self.control.cr3 = change.state.cr3;
         if self.mmu.paging.mode != Mode::Off {
-            self.mmu.paging.cr3 = cr3;
-            if let Err(next) = self.load_root(core, vmcs) {
+            self.mmu.paging.cr3 = change.state.cr3;
+            self.mmu.paging.pcid = change.state.pcid();
+            if let Err(next) = self.load_root(core, vmcs, flush_of(change.effects)) {
                 return next;
             }
         }
@@ -96,7 +106,7 @@ impl Vcpu {
             | Effects::LONG_MODE;
         if effects.intersects(flushes) || only_cr3 {
             self.refresh_paging();
-            if let Err(next) = self.load_root(core, vmcs) {
+            if let Err(next) = self.load_root(core, vmcs, flush_of(effects)) {
                 return next;
             }
         }
@@ -144,6 +154,7 @@ impl Vcpu {
         self.mmu.paging = Paging {
             mode,
             cr3: if on { control.cr3 } else { 0 },
+            pcid: control.pcid(),
             pdptes: self.mmu.paging.pdptes,
             nxe: on && mode != Mode::TwoLevel && control.efer.contains(Efer::NXE),
             wp: !on || control.cr0.contains(Cr0::WP),
@@ -156,11 +167,11 @@ impl Vcpu {
     }
 
     /// Finds the root for the present paging and puts it into the VMCS.
-    pub(crate) fn load_root(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Result<(), Next> {
+    pub(crate) fn load_root(&mut self, core: &Core, vmcs: &CurrentVmcs, flush: Flush) -> Result<(), Next> {
         self.recent.forget();
         loop {
             let host = self.guest.surroundings(core);
-            let result = self.guest.mmu.lock().load_root(&host, &mut self.mmu);
+            let result = self.guest.mmu.lock().load_root(&host, &mut self.mmu, flush);
             match result {
                 Ok(()) => break,
                 Err(Short) => {
@@ -189,28 +200,55 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn invlpg(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
         core.writer.count(Event::Invlpg);
-        self.recent.forget();
         let gva = Gva(vmcs.read(fields::EXIT_QUALIFICATION));
-        let host = self.guest.surroundings(core);
-        self.guest.mmu.lock().invlpg(&host, &self.mmu, gva);
+        // An address that is not canonical is no fault here, and nothing is translated there.
+        if canonical(gva.0) {
+            self.recent.forget();
+            let host = self.guest.surroundings(core);
+            self.guest.mmu.lock().invlpg(&host, &mut self.mmu, gva);
+        }
         self.skip(vmcs);
         Next::Resume
     }
 
-    /// INVPCID: every type flushes at least what it should; PCIDs are not offered, so there is one context.
     #[inline(never)]
     pub(crate) fn invpcid(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
-        let kind_register =
-            machine::cpu::registers::Gpr::from_number((vmcs.read(fields::EXIT_INSTRUCTION_INFO) >> 28) as u8);
-        let kind = self.register(vmcs, kind_register);
-        if kind > 3 {
-            return self.raise(vmcs, Exception::PROTECTION);
-        }
+        let information = vmcs.read(fields::EXIT_INSTRUCTION_INFO);
+        let Some(instruction) = Invpcid::from_exit(information, vmcs.read(fields::EXIT_QUALIFICATION)) else {
+            return Next::Leave(self.stop(
+                core,
+                vmcs,
+                &"an INVPCID whose operands the processor does not tell",
+            ));
+        };
+        let pcide = self.control.cr4.contains(Cr4::PCIDE);
+        let invalidation = match emulate::invpcid(&mut View::new(self, core, vmcs), &instruction, pcide) {
+            Ok(invalidation) => invalidation,
+            Err(Fault::Exception(exception)) => return self.raise(vmcs, exception),
+            Err(Fault::Retry) => return Next::Resume,
+        };
         self.recent.forget();
         core.writer.count(Event::Invlpg);
         let host = self.guest.surroundings(core);
-        self.guest.mmu.lock().flush(&host, &self.mmu);
+        let mut mmu = self.guest.mmu.lock();
+        match invalidation {
+            Invalidation::Address { pcid, gva } => mmu.flush_address(&host, &mut self.mmu, pcid, gva),
+            Invalidation::Pcid(pcid) => mmu.flush_pcid(&host, &mut self.mmu, pcid),
+            Invalidation::All => mmu.flush(&host, &mut self.mmu),
+        }
+        drop(mmu);
         self.skip(vmcs);
         Next::Resume
+    }
+}
+
+/// What a change of a control register leaves of the translations.
+fn flush_of(effects: Effects) -> Flush {
+    if effects.is_empty() {
+        Flush::Keep
+    } else if effects.intersects(Effects::FLUSH_ALL | Effects::ROLE | Effects::LONG_MODE) {
+        Flush::All
+    } else {
+        Flush::Pcid
     }
 }

@@ -2,8 +2,8 @@
 
 use machine::cpu::control::Efer;
 use machine::cpu::event::{
-    Delivery, Exception, Injection, Interruptibility, PendingEvent, RFLAGS_TRAP, Waiting, choose, combine,
-    pending_debug_after_instruction,
+    Delivery, Exception, Injection, Interruptibility, PendingEvent, RFLAGS_RESUME, RFLAGS_TRAP, Waiting,
+    choose, combine, pending_debug_after_instruction,
 };
 use machine::cpu::exit::{InterruptionInfo, InterruptionType};
 use machine::device::Requests;
@@ -81,19 +81,27 @@ impl Vcpu {
             rip &= 0xffff_ffff;
         }
         vmcs.write(fields::GUEST_RIP, rip);
-        self.instruction_done(vmcs);
+        self.end_instruction(vmcs, RFLAGS_TRAP | RFLAGS_RESUME);
     }
 
-    /// What the end of an instruction that has been carried out brings with it.
+    /// What the end of an instruction that the emulator has carried out brings with it; RIP and RFLAGS.RF it has
+    /// seen to itself.
     #[inline(always)]
     pub(crate) fn instruction_done(&mut self, vmcs: &CurrentVmcs) {
+        self.end_instruction(vmcs, RFLAGS_TRAP);
+    }
+
+    /// Ends blocking by STI and MOV SS, and looks at RFLAGS if a bit of `watched` is set: one test for TF and RF,
+    /// so that the CPUID path pays nothing for the clearing of RF.
+    #[inline(always)]
+    fn end_instruction(&mut self, vmcs: &CurrentVmcs, watched: u64) {
         let state = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
         if state & Interruptibility::ONE_INSTRUCTION.bits() != 0 {
             self.end_blocking(vmcs, state);
         }
         let rflags = vmcs.read(fields::GUEST_RFLAGS);
-        if rflags & RFLAGS_TRAP != 0 {
-            step(vmcs, rflags);
+        if rflags & watched != 0 {
+            end_flags(vmcs, rflags, rflags & watched & RFLAGS_RESUME);
         }
     }
 
@@ -188,9 +196,12 @@ impl Vcpu {
     }
 }
 
-/// A single step is due.
+/// Clears `resume`, the RF of an instruction that is complete; and a single step may be due.
 #[cold]
-fn step(vmcs: &CurrentVmcs, rflags: u64) {
+fn end_flags(vmcs: &CurrentVmcs, rflags: u64, resume: u64) {
+    if resume != 0 {
+        vmcs.write(fields::GUEST_RFLAGS, rflags & !resume);
+    }
     let pending = vmcs.read(fields::GUEST_PENDING_DEBUG_EXCEPTIONS);
     vmcs.write(fields::GUEST_PENDING_DEBUG_EXCEPTIONS, pending_debug_after_instruction(pending, rflags));
 }

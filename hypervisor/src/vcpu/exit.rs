@@ -185,11 +185,11 @@ impl Vcpu {
         let access = CrAccess::from_qualification(vmcs.read(fields::EXIT_QUALIFICATION));
         let change = match access {
             CrAccess::Write { cr: 3, register } => {
-                let value = self.register(vmcs, register);
+                let value = self.control_source(vmcs, register);
                 match self.control.write_cr3(&self.guest.model.control, value) {
                     // By far the most frequent of them, and nothing but CR3 changes.
                     Ok(change) if !change.effects.contains(Effects::LOAD_PDPTES) => {
-                        return self.change_root(core, vmcs, change.state.cr3);
+                        return self.change_root(core, vmcs, change);
                     }
                     other => other,
                 }
@@ -201,12 +201,13 @@ impl Vcpu {
             }
             CrAccess::Write { cr: 0, register } => {
                 self.refresh_control(vmcs);
-                let value = self.register(vmcs, register);
+                let value = self.control_source(vmcs, register);
                 self.control.write_cr0(value, self.code_size(vmcs))
             }
             CrAccess::Write { cr: 4, register } => {
                 self.refresh_control(vmcs);
-                self.control.write_cr4(&self.guest.model.control, self.register(vmcs, register))
+                let value = self.control_source(vmcs, register);
+                self.control.write_cr4(&self.guest.model.control, value)
             }
             CrAccess::Write { cr: 8, register } => {
                 return match check_cr8(self.register(vmcs, register)) {

@@ -102,7 +102,7 @@ impl Vcpu {
         let Some(io) = io else {
             return Next::Leave(self.stop(core, vmcs, &"a string port instruction that could not be read"));
         };
-        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false };
+        let mut view = View::new(self, core, vmcs);
         let outcome = string_io(&mut view, &io);
         let device = view.outcome;
         self.attend();

@@ -85,7 +85,12 @@ impl Cpu for View<'_> {
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// The vCPU, whose exit is at hand.
+    pub fn new(vcpu: &'a mut Vcpu, core: &'a Core, vmcs: &'a CurrentVmcs) -> View<'a> {
+        View { vcpu, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false }
+    }
+
     fn translate(&self, gva: Gva, kind: Kind) -> Result<Gpa, Fault> {
         let user = self.vmcs.read(fields::GUEST_SS_ACCESS_RIGHTS) >> 5 & 3 == 3;
         let alignment_check = self.vmcs.read(fields::GUEST_RFLAGS) & 1 << 18 != 0;
@@ -187,7 +192,7 @@ impl Vcpu {
         self.take_task_priority();
         let mut bytes = [0; INSTRUCTION_BYTES_MAX];
         let count = self.instruction_bytes(vmcs, &mut bytes);
-        let mut view = View { vcpu: self, vmcs, core, outcome: DeviceOutcome::Done, wrote_device: false };
+        let mut view = View::new(self, core, vmcs);
         let outcome = emulate::emulate(&mut view, &bytes[..count]);
         if view.wrote_device {
             self.attend();

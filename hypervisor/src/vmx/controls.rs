@@ -277,7 +277,13 @@ impl Controls {
             if !capabilities.invvpid.all_contexts {
                 wanted.remove(SecondaryControls::ENABLE_VPID);
             }
-            SecondaryControls::from_bits_retain(adjust(Group::Secondary, 0, wanted.bits())?)
+            let mut secondary =
+                SecondaryControls::from_bits_retain(adjust(Group::Secondary, 0, wanted.bits())?);
+            // PCIDs are offered where there are VPIDs; without them INVPCID is to be #UD.
+            if !secondary.contains(SecondaryControls::ENABLE_VPID) {
+                secondary.remove(SecondaryControls::ENABLE_INVPCID);
+            }
+            secondary
         } else {
             SecondaryControls::empty()
         };
@@ -427,7 +433,9 @@ mod tests {
     #[test]
     fn vpid_needs_the_all_contexts_fallback() {
         let table = broadwell().with(msr::VMX_EPT_VPID_CAP, 0x0000_0b01_0633_4141);
-        assert!(!choose(&table).unwrap().has(Feature::Vpid));
+        let controls = choose(&table).unwrap();
+        assert!(!controls.has(Feature::Vpid));
+        assert!(!controls.has(Feature::Invpcid), "no PCIDs, no INVPCID");
     }
 
     #[test]

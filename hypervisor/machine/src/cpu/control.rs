@@ -140,7 +140,7 @@ pub enum Paging {
 pub struct ControlState {
     /// CR0. Bits the guest owns ([`GUEST_OWNED_CR0`]) may be newer in the VMCS: see [`ControlState::refresh`].
     pub cr0: Cr0,
-    /// CR3 as last written, without the no-flush bit.
+    /// CR3 as last written, without the no-flush bit, with the PCID.
     pub cr3: u64,
     /// CR4; the same holds for the bits the guest owns.
     pub cr4: Cr4,
@@ -269,6 +269,13 @@ impl ControlState {
         }
     }
 
+    /// The current PCID; `None` while CR4.PCIDE is clear.
+    #[must_use]
+    #[inline]
+    pub const fn pcid(&self) -> Option<u16> {
+        if self.cr4.contains(Cr4::PCIDE) { Some((self.cr3 & 0xfff) as u16) } else { None }
+    }
+
     /// What a MOV to a control register takes of its source: a 32-bit operand outside IA-32e mode.
     #[inline]
     const fn operand(&self, register: u64) -> u64 {
@@ -388,11 +395,11 @@ impl ControlState {
             return Err(Exception::PROTECTION);
         }
         let state = Self { cr4: new, ..*self };
-        // SDM Vol. 3 "Operations that Invalidate TLBs and Paging-Structure Caches". SMAP is flushed too: the
-        // role changes with it, and the architecture allows any extra flush.
+        // SDM Vol. 3 "Operations that Invalidate TLBs and Paging-Structure Caches". SMAP and a set PCIDE flush
+        // too: the role, or the name of the current context, changes with them, and the architecture allows any
+        // extra flush.
         let mut effects = Effects::empty();
-        if changed.intersects(Cr4::PGE | Cr4::PAE | Cr4::PSE | Cr4::SMEP | Cr4::SMAP | Cr4::LA57)
-            || changed.contains(Cr4::PCIDE) && !new.contains(Cr4::PCIDE)
+        if changed.intersects(Cr4::PGE | Cr4::PAE | Cr4::PSE | Cr4::SMEP | Cr4::SMAP | Cr4::LA57 | Cr4::PCIDE)
         {
             effects |= Effects::FLUSH_ALL;
         }
@@ -595,7 +602,72 @@ mod tests {
         assert_eq!(protected().write_cr4(&MODEL, value), GP);
         assert_eq!(ControlState::long(0x1001).write_cr4(&MODEL, value), GP);
         assert!(ControlState::long(0x1018).write_cr4(&MODEL, value).is_err());
-        assert!(ControlState::long(0x1000).write_cr4(&MODEL, value).is_ok());
+        let change = ControlState::long(0x1000).write_cr4(&MODEL, value).unwrap();
+        assert_eq!((change.state.pcid(), change.effects), (Some(0), Effects::FLUSH_ALL));
+        let running = change.state.write_cr3(&MODEL, 0x2003).unwrap().state;
+        assert_eq!(running.pcid(), Some(3));
+        // It may be cleared with any PCID, and then the PCID's bits are plain bits of CR3 again.
+        let change = running.write_cr4(&MODEL, Cr4::PAE.bits()).unwrap();
+        assert_eq!((change.state.pcid(), change.state.cr3), (None, 0x2003));
+        assert_eq!(change.effects, Effects::FLUSH_ALL);
+        assert_eq!(change.state.write_cr4(&MODEL, value), GP, "CR3[11:0] is not 0 now");
+        let none = ControlModel { cr4_allowed: MODEL.cr4_allowed - Cr4::PCIDE, ..MODEL };
+        assert_eq!(ControlState::long(0x1000).write_cr4(&none, value), GP, "not offered");
+    }
+
+    #[test]
+    fn cr3_with_pcids() {
+        let state = ControlState { cr4: Cr4::PAE | Cr4::PCIDE, ..ControlState::long(0x1000) };
+        let change = state.write_cr3(&MODEL, 0x2fff).unwrap();
+        assert_eq!((change.state.pcid(), change.effects), (Some(0xfff), Effects::FLUSH_NON_GLOBAL));
+        for bit in 40..63 {
+            assert_eq!(state.write_cr3(&MODEL, 1 << bit | 0x2000), GP, "bit {bit}");
+            assert_eq!(state.write_cr3(&MODEL, 1 << 63 | 1 << bit | 0x2000), GP, "bit {bit} with bit 63");
+        }
+    }
+
+    /// SDM Vol. 3 "PDPTE Registers": which bits reload them, and that none other does.
+    #[test]
+    fn h17_the_bits_that_reload_the_pdptes() {
+        let pae = ControlState {
+            cr0: Cr0::PE | Cr0::PG | Cr0::ET | Cr0::CD,
+            cr4: Cr4::PAE | Cr4::PGE,
+            ..ControlState::RESET
+        };
+        let reloads = |change: Change| change.effects.contains(Effects::LOAD_PDPTES);
+        let cr0 = |bits: Cr0| reloads(pae.write_cr0((pae.cr0 ^ bits).bits(), CodeSize::Bits32).unwrap());
+        for (bits, loaded) in [
+            (Cr0::CD, true),
+            (Cr0::NW, true),
+            (Cr0::WP, false),
+            (Cr0::AM, false),
+            (Cr0::TS, false),
+            (Cr0::PG, false),
+        ] {
+            assert_eq!(cr0(bits), loaded, "{bits:?}");
+        }
+        for (bits, loaded) in [
+            (Cr4::PGE, true),
+            (Cr4::PSE, true),
+            (Cr4::SMEP, true),
+            (Cr4::SMAP, false),
+            (Cr4::PAE, false),
+            (Cr4::TSD, false),
+            (Cr4::OSXSAVE, false),
+        ] {
+            assert_eq!(reloads(pae.write_cr4(&MODEL, (pae.cr4 ^ bits).bits()).unwrap()), loaded, "{bits:?}");
+        }
+        let off = ControlState { cr0: Cr0::PE | Cr0::ET, ..pae };
+        assert!(reloads(off.write_cr0((Cr0::PE | Cr0::PG).bits(), CodeSize::Bits32).unwrap()));
+        assert!(!reloads(off.write_cr3(&MODEL, 0x1000).unwrap()), "paging is off");
+        assert!(!reloads(off.write_cr4(&MODEL, Cr4::PAE.bits()).unwrap()));
+        let two_level = ControlState { cr4: Cr4::empty(), ..pae };
+        assert!(reloads(two_level.write_cr4(&MODEL, Cr4::PAE.bits()).unwrap()), "32-bit paging to PAE");
+        assert!(!reloads(two_level.write_cr3(&MODEL, 0x1000).unwrap()));
+        assert!(!reloads(two_level.write_cr4(&MODEL, Cr4::PGE.bits()).unwrap()));
+        assert!(!reloads(ControlState::long(0x1000).write_cr3(&MODEL, 0x1000).unwrap()));
+        let nxe = pae.write_efer(&MODEL, Efer::NXE.bits()).unwrap();
+        assert!(!reloads(nxe) && nxe.effects.contains(Effects::FLUSH_ALL | Effects::ROLE));
     }
 
     /// H17: PDPTEs are reloaded by CR3 writes of the same value and by a toggle of PGE.
