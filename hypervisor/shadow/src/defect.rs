@@ -75,6 +75,12 @@ defects! {
     LargeOverTable,
     /// of several shadows of one table only the first is told of a write
     OneShadowUnsync,
+    /// a table that is shadowed in two formats is taken for in sync
+    TwoFormatsInSync,
+    /// a root that comes back under another PCID is not synced
+    PcidIgnored,
+    /// a flush of one PCID leaves its other roots as they are
+    OtherRootsKept,
     /// a reused descriptor is taken for the page that it was
     TrailOutlivesItsPages,
 }

@@ -362,7 +362,7 @@ impl Mmu {
             }
             id = page.chain;
         }
-        seen == 3
+        seen == 3 && !has(Defect::TwoFormatsInSync)
     }
 
     /// Lets all shadows of the guest page `index` be unsync.

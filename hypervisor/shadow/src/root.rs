@@ -146,13 +146,14 @@ impl VcpuMmu {
     /// nothing may.
     fn kept(&self, pcid: Option<u16>) -> u64 {
         let tag = &self.tags[self.tag];
-        if pcid.is_some() && tag.pcid == pcid && tag.left > self.flushed_all { tag.left } else { 0 }
+        let same = tag.pcid == pcid || has(Defect::PcidIgnored);
+        if pcid.is_some() && same && tag.left > self.flushed_all { tag.left } else { 0 }
     }
 
     /// A flush of `pcid`: the other roots that ran under it may show nothing stale when they are loaded again.
     pub(crate) fn forget_pcid(&mut self, pcid: u16) {
         for (slot, tag) in self.tags.iter_mut().enumerate() {
-            if slot != self.tag && tag.pcid == Some(pcid) {
+            if slot != self.tag && tag.pcid == Some(pcid) && !has(Defect::OtherRootsKept) {
                 tag.left = 0;
             }
         }

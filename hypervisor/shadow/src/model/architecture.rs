@@ -93,9 +93,20 @@ impl History {
 /// A time during which an address space was in use, within one stretch without a flush of the paging-structure caches.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
+    /// CR3 without the PCID. (What another root of the same PCID left behind may be used too; the shadow never does.)
+    root: u64,
     stretch: u32,
     from: u64,
     until: u64,
+}
+
+/// A flush of one address.
+#[derive(Clone, Copy, Debug)]
+struct Invlpg {
+    when: u64,
+    linear: u64,
+    /// A global translation is flushed too, and in all spaces.
+    global: bool,
 }
 
 /// One vCPU's use of one PCID since it was last flushed.
@@ -103,14 +114,14 @@ struct Segment {
 pub struct Space {
     segments: Vec<Segment>,
     stretch: u32,
-    /// INVLPG: when, and of which address.
-    invlpgs: Vec<(u64, u64)>,
+    /// The flushes of single addresses.
+    invlpgs: Vec<Invlpg>,
 }
 
 impl Space {
-    /// It comes into use.
-    pub fn begin(&mut self, now: u64) {
-        self.segments.push(Segment { stretch: self.stretch, from: now, until: u64::MAX });
+    /// It comes into use, with the tables at `root`.
+    pub fn begin(&mut self, now: u64, root: u64) {
+        self.segments.push(Segment { root, stretch: self.stretch, from: now, until: u64::MAX });
     }
 
     /// Another one comes into use.
@@ -120,8 +131,9 @@ impl Space {
         }
     }
 
-    fn in_use(&self) -> bool {
-        self.segments.last().is_some_and(|last| last.until == u64::MAX)
+    /// The root that is in use.
+    fn in_use(&self) -> Option<u64> {
+        self.segments.last().filter(|last| last.until == u64::MAX).map(|last| last.root)
     }
 
     /// Everything cached for it is gone.
@@ -130,8 +142,8 @@ impl Space {
         self.segments.clear();
         self.invlpgs.clear();
         self.stretch += 1;
-        if in_use {
-            self.begin(now);
+        if let Some(root) = in_use {
+            self.begin(now, root);
         }
     }
 
@@ -139,15 +151,20 @@ impl Space {
     /// Paging-Structure Caches").
     pub fn invlpg(&mut self, now: u64, linear: u64) {
         self.end_stretch(now);
-        self.invlpgs.push((now, linear));
+        self.invlpgs.push(Invlpg { when: now, linear, global: true });
+    }
+
+    /// INVPCID of type 0: the translation of `linear` is gone, unless it is a global one.
+    pub fn flush_address(&mut self, now: u64, linear: u64) {
+        self.invlpgs.push(Invlpg { when: now, linear, global: false });
     }
 
     fn end_stretch(&mut self, now: u64) {
         let in_use = self.in_use();
         self.end(now);
         self.stretch += 1;
-        if in_use {
-            self.begin(now);
+        if let Some(root) = in_use {
+            self.begin(now, root);
         }
     }
 
@@ -156,18 +173,20 @@ impl Space {
         self.segments.first().map(|first| first.from)
     }
 
-    /// When the page of `1 << shift` bytes that holds `linear` was last named by INVLPG.
-    fn last_invlpg(&self, linear: u64, shift: u32) -> u64 {
-        self.invlpgs
-            .iter()
-            .rev()
-            .find(|(_, named)| named >> shift == linear >> shift)
-            .map_or(0, |&(when, _)| when)
+    /// When the page of `1 << shift` bytes that holds `linear` was last flushed by its address; with `global`, by
+    /// INVLPG alone.
+    fn last_invlpg(&self, linear: u64, shift: u32, global: bool) -> u64 {
+        let named =
+            |invlpg: &&Invlpg| invlpg.linear >> shift == linear >> shift && (invlpg.global || !global);
+        self.invlpgs.iter().rev().find(named).map_or(0, |invlpg| invlpg.when)
     }
 
     /// The earliest moment of `stretch` not before `least` at which the space was in use and `past` held.
     fn moment(&self, stretch: u32, least: u64, past: &Past) -> Option<u64> {
-        self.segments.iter().filter(|segment| segment.stretch == stretch).find_map(|segment| {
+        let root = self.in_use()?;
+        let mut segments =
+            self.segments.iter().filter(|segment| segment.stretch == stretch && segment.root == root);
+        segments.find_map(|segment| {
             let moment = least.max(segment.from).max(past.from);
             (moment < segment.until.min(past.until)).then_some(moment)
         })
@@ -221,10 +240,11 @@ impl<L: Fn(u64) -> u64> Question<'_, L> {
                 Meaning::Page { base, shift } => {
                     let global = past.value & 0x100 != 0 && registers.cr4 & CR4_PGE != 0;
                     let flushed = if global {
-                        let each = self.spaces.iter().map(|space| space.last_invlpg(claim.linear, shift));
+                        let each =
+                            self.spaces.iter().map(|space| space.last_invlpg(claim.linear, shift, true));
                         each.max().unwrap_or(0)
                     } else {
-                        self.space.last_invlpg(claim.linear, shift)
+                        self.space.last_invlpg(claim.linear, shift, false)
                     };
                     base | claim.linear & ((1 << shift) - 1) == claim.physical
                         && (!claim.attempt.write || past.value & 0x40 != 0)
@@ -260,7 +280,7 @@ mod tests {
             }
             let history = History::new(TABLES.into_iter(), |gpa| memory[&gpa]);
             let mut space = Space::default();
-            space.begin(2);
+            space.begin(2, 0x1000);
             let registers = Registers {
                 cr0: CR0_PG,
                 cr3: 0x1000,
@@ -335,7 +355,7 @@ mod tests {
         world.space.end(4);
         world.write(6, 0x4000, 0x6000 | ALL);
         world.write(10, 0x4000, 0x7000 | ALL);
-        world.space.begin(14);
+        world.space.begin(14, 0x1000);
         assert!(world.allows(0x5000, false) && world.allows(0x7000, false));
         assert!(!world.allows(0x6000, false), "it came and went meanwhile");
     }

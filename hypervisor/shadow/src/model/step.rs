@@ -38,6 +38,11 @@ pub struct Place {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct At(pub u64);
 
+impl At {
+    /// The address that the vCPU accessed last.
+    pub const RECENT: At = At(1 << 10);
+}
+
 /// What the guest's control registers are changed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bits {
@@ -55,6 +60,13 @@ pub enum Store {
     Device(Place),
     /// The guest, wherever the address leads: if that is a table, to one of its words.
     Guest(At, Place),
+}
+
+/// What an edit does to an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Toggle(u64),
+    Value(u64),
 }
 
 /// What happens between the walk and the fill of one fault.
@@ -75,6 +87,12 @@ pub enum Step {
     Store(Store, u64),
     /// One bit of an entry changes, as a kernel does for mprotect or for ageing.
     Toggle(Place, u64),
+    /// An entry that translates the address accessed last changes: one bit of it, or all.
+    Edit {
+        /// How many levels above the leaf.
+        above: u64,
+        change: Change,
+    },
     /// INVLPG.
     Invlpg(At),
     /// MOV to CR3: the page of the pool, the PCID, and whether what is cached is kept (bit 63).
@@ -125,6 +143,9 @@ impl Digits {
     }
 
     fn at(&mut self) -> At {
+        if self.take(3) == 0 {
+            return At::RECENT;
+        }
         let mut at = 0;
         for level in 0..5 {
             let spot = if level < 3 { [0, 0, 0, 1, 1, 2, 3][self.take(7) as usize] } else { self.take(2) };
@@ -146,13 +167,14 @@ impl Digits {
             n @ 0..10 => pool(n),
             10 => self.take(4) << 21,
             11 => 0xfee0_0000,
-            12 => 0x1_0000_0000,
+            // No RAM; the upper half is an entry of its own in a table of four-byte ones.
+            12 => 0x7_0000_0000,
             _ => 0x30_0000,
         };
-        let flags = match self.take(18) {
+        let flags = match self.take(20) {
             0..8 => ALL,
             8 => ALL & !2,
-            9 => ALL & !4,
+            9 | 18 | 19 => ALL & !4,
             10 => ALL & !0x40,
             11 => ALL & !0x20,
             12 => ALL | 1 << 63,
@@ -177,18 +199,26 @@ impl Digits {
 
 /// The bits that [`Step::Toggle`] changes; the last is reserved in PAE tables, and nobody's in others.
 const TOGGLED: [u64; 7] = [1 << 1, 1 << 2, 1 << 63, 1 << 5, 1 << 6, 1 << 8, 1 << 52];
-const MODES: [Mode; 5] = [Mode::FourLevel, Mode::Pae, Mode::TwoLevel, Mode::FiveLevel, Mode::Off];
+/// All modes.
+pub const MODES: [Mode; 5] = [Mode::FourLevel, Mode::Pae, Mode::TwoLevel, Mode::FiveLevel, Mode::Off];
 
 impl Step {
     /// The step that a number stands for.
     pub fn decode(number: u64) -> Step {
         let mut digits = Digits(number);
         match digits.take(64) {
-            0..20 => Step::Access(digits.at(), digits.access()),
-            20..31 => Step::Store(digits.store(), digits.value()),
-            31..37 => Step::Toggle(digits.place(), TOGGLED[digits.take(7) as usize]),
-            37..43 => Step::Invlpg(digits.at()),
-            43..47 => Step::Cr3 { page: digits.take(PAGES), pcid: digits.pcid(), keep: digits.yes() },
+            0..16 => Step::Access(digits.at(), digits.access()),
+            16..21 => Step::Edit {
+                above: [0, 0, 0, 1, 2, 3][digits.take(6) as usize],
+                change: match digits.take(3) {
+                    2 => Change::Value(digits.value()),
+                    _ => Change::Toggle(TOGGLED[digits.take(7) as usize]),
+                },
+            },
+            21..29 => Step::Store(digits.store(), digits.value()),
+            29..35 => Step::Toggle(digits.place(), TOGGLED[digits.take(7) as usize]),
+            35..41 => Step::Invlpg(digits.at()),
+            41..47 => Step::Cr3 { page: digits.take(PAGES), pcid: digits.pcid(), keep: digits.yes() },
             47 => Step::Bits(Bits {
                 wp: !digits.yes(),
                 smep: digits.yes(),
@@ -225,7 +255,7 @@ impl Step {
 }
 
 impl At {
-    /// The linear address, in a mode's format. In the tables of either format it goes by [`SPOTS`] alone.
+    /// The linear address, in a mode's format (not of [`At::RECENT`]). In the tables of either format it goes by [`SPOTS`] alone.
     pub fn linear(self, mode: Mode) -> u64 {
         let spot = |level: u32| SPOTS[(self.0 >> (2 * level) & 3) as usize];
         // A 4-byte entry: the lower half of the first two words, the upper half of the others.
@@ -242,6 +272,6 @@ impl At {
 
 impl fmt::Debug for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at {:o}", self.0)
+        if *self == At::RECENT { write!(f, "recent") } else { write!(f, "at {:o}", self.0) }
     }
 }

@@ -8,18 +8,20 @@ use memory::{Gpa, GuestMemory, Gva, Pfn, TableMemory};
 
 use super::architecture::{Claim, History, Question, Space};
 use super::contents::used;
-use super::machine::{Landed, Machine, WRITE, attempt, config, context};
+use super::machine::{Landed, Machine, READ, WRITE, attempt, config, context};
 use super::processor::Context;
 use super::reference::{
     Attempt, CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NXE,
     Path, Registers, permitted,
 };
-use super::step::{At, Bits, Meanwhile, PAGES, PDPTS, Place, SPOTS, Step, Store, pool, pool_page};
+use super::step::{
+    At, Bits, Change, MODES, Meanwhile, PAGES, PDPTS, Place, SPOTS, Step, Store, pool, pool_page,
+};
 use super::surroundings::{Late, Ram, VCPUS_MAX};
 use crate::pages::PageId;
 use crate::paging::bits;
 use crate::spte::MMIO;
-use crate::{Access, Config, Kind, Mode, PAGES_MIN, Paging};
+use crate::{Access, Config, Flush, Kind, Mode, PAGES_MIN, Paging};
 
 /// PCIDs that the guest uses.
 const PCIDS: usize = 3;
@@ -34,20 +36,25 @@ pub struct Setup {
     pub address_bits: u8,
     pub smep: bool,
     pub smap: bool,
+    /// The vCPUs have different modes.
+    pub mixed: bool,
+    /// PCIDs are in use from the start.
+    pub pcide: bool,
 }
 
 impl Setup {
     /// The set-up that a number stands for.
     pub fn decode(number: u64) -> Setup {
-        let modes = [Mode::FourLevel, Mode::Pae, Mode::TwoLevel, Mode::FiveLevel, Mode::Off];
         Setup {
-            mode: modes[(number % 5) as usize],
+            mode: MODES[(number % 5) as usize],
             vcpus: 1 + (number / 5 % 4) as u32,
             pages_max: [256, 64, PAGES_MIN][(number / 20 % 3) as usize],
             split_executable: number / 60 % 4 == 3,
             address_bits: if number / 240 % 4 == 3 { 36 } else { 40 },
             smep: number / 960 % 2 == 1,
             smap: number / 1920 % 2 == 1,
+            mixed: number / 3840 % 4 == 3,
+            pcide: number / 15360 % 2 == 1,
         }
     }
 }
@@ -57,9 +64,9 @@ struct Trial {
     machine: Machine,
     registers: [Registers; VCPUS_MAX],
     spaces: [[Space; PCIDS]; VCPUS_MAX],
-    /// The root that each space was last used with.
-    roots: [[u64; PCIDS]; VCPUS_MAX],
     history: History,
+    /// The address that each vCPU accessed last.
+    recent: [u64; VCPUS_MAX],
     now: u64,
     /// The stores to shadow tables up to which all translations were compared.
     compared: u64,
@@ -84,7 +91,7 @@ fn paging(registers: &Registers, mode: Mode) -> Paging {
     Paging {
         mode,
         cr3: if on { registers.cr3 & !pcid } else { 0 },
-        pcid: None,
+        pcid: (registers.cr4 & CR4_PCIDE != 0).then(|| registers.pcid()),
         pdptes: registers.pdpte,
         nxe: on && mode != Mode::TwoLevel && registers.efer & EFER_NXE != 0,
         wp: !on || registers.cr0 & CR0_WP != 0,
@@ -144,14 +151,19 @@ impl Trial {
             machine,
             registers: [registers; VCPUS_MAX],
             spaces: Default::default(),
-            roots: Default::default(),
             history,
+            recent: [0; VCPUS_MAX],
             now: 2,
             compared: 0,
             traced: std::env::var_os("SHADOW_TRACE").is_some(),
         };
-        for _ in 0..setup.vcpus {
-            trial.mode(setup.mode, 0);
+        let first = MODES.iter().position(|&mode| mode == setup.mode).unwrap_or(0);
+        for vcpu in 0..setup.vcpus as usize {
+            let further = if setup.mixed { vcpu } else { 0 };
+            trial.mode(MODES[(first + further) % MODES.len()], 0);
+            if setup.pcide {
+                trial.pcide(true);
+            }
             trial.next_vcpu();
         }
         trial
@@ -173,7 +185,20 @@ impl Trial {
     }
 
     fn linear(&self, at: At) -> u64 {
-        at.linear(self.mode_of(self.vcpu()))
+        self.linear_of(self.vcpu(), at)
+    }
+
+    fn linear_of(&self, vcpu: usize, at: At) -> u64 {
+        let mode = self.mode_of(vcpu);
+        if at != At::RECENT {
+            return at.linear(mode);
+        }
+        self.recent[vcpu]
+            & match mode {
+                Mode::Off | Mode::TwoLevel | Mode::Pae => 0xffff_f000,
+                Mode::FourLevel => 0xffff_ffff_f000,
+                Mode::FiveLevel => 0x1ff_ffff_ffff_f000,
+            }
     }
 
     fn next_vcpu(&mut self) {
@@ -188,6 +213,7 @@ impl Trial {
         match step {
             Step::Access(at, access) => _ = self.access(at, access),
             Step::Store(store, value) => self.store(store, value),
+            Step::Edit { above, change } => self.edit(above, change),
             Step::Toggle(place, bit) => {
                 let now = word(&self.machine.host.ram, pool(place.page) + 8 * SPOTS[place.spot as usize]);
                 self.store(Store::Device(place), now ^ bit);
@@ -202,12 +228,13 @@ impl Trial {
             Step::Cr3 { page, pcid, keep } => self.mov_to_cr3(page, pcid, keep),
             Step::Bits(bits) => self.bits(bits),
             Step::Mode(mode, page) => self.mode(mode, page),
-            Step::Pcide(_) | Step::Invpcid { .. } => {}
+            Step::Pcide(on) => self.pcide(on),
+            Step::Invpcid { kind, pcid, at } => self.invpcid(kind, pcid, at),
             Step::Pge => {
                 let mut registers = self.registers[vcpu];
                 if self.reload_pdptes(&mut registers) {
                     self.registers[vcpu] = registers;
-                    self.load_root();
+                    self.load_root(Flush::All);
                     self.flush_all_spaces();
                 }
             }
@@ -219,7 +246,7 @@ impl Trial {
             Step::Race(at, access, meanwhile) => self.race(at, access, meanwhile),
             Step::Late { after, vcpu, at, spot, value } => {
                 let number = vcpu as usize % self.machine.vcpus().count();
-                let gva = Gva(at.linear(self.mode_of(number)));
+                let gva = Gva(self.linear_of(number, at));
                 let word = SPOTS[spot as usize];
                 self.machine.host.late.set(Some(Late { after, vcpu: number as u8, gva, word, value }));
             }
@@ -277,17 +304,10 @@ impl Trial {
 
     // ---- the guest's registers ----
 
-    fn load_root(&mut self) {
+    fn load_root(&mut self, flush: Flush) {
         let vcpu = self.vcpu();
         let mode = self.mode_of(vcpu);
-        self.machine.set_paging(paging(&self.registers[vcpu], mode));
-        let registers = &self.registers[vcpu];
-        let pcid = usize::from(registers.pcid());
-        let root = registers.cr3 & !0xfff;
-        if core::mem::replace(&mut self.roots[vcpu][pcid], root) != root {
-            // The model does not follow what an earlier root of the same PCID may have left in the TLB.
-            self.spaces[vcpu][pcid].flush(self.now);
-        }
+        self.machine.load(paging(&self.registers[vcpu], mode), flush);
     }
 
     /// The translations of the present space are gone.
@@ -338,15 +358,78 @@ impl Trial {
         }
     }
 
-    fn mov_to_cr3(&mut self, page: u64, _pcid: u64, _keep: bool) {
+    fn mov_to_cr3(&mut self, page: u64, pcid: u64, keep: bool) {
         let vcpu = self.vcpu();
         let mut registers = self.registers[vcpu];
         registers.cr3 = Trial::cr3(self.mode_of(vcpu), page);
-        if self.reload_pdptes(&mut registers) {
-            self.registers[vcpu] = registers;
-            self.load_root();
-            self.flush_space();
+        let pcide = registers.cr4 & CR4_PCIDE != 0;
+        if pcide {
+            registers.cr3 |= pcid;
         }
+        if self.reload_pdptes(&mut registers) {
+            self.leave_space();
+            self.registers[vcpu] = registers;
+            let keep = keep && pcide;
+            self.load_root(if keep { Flush::Keep } else { Flush::Pcid });
+            self.enter_space();
+            if !keep {
+                self.flush_space();
+            }
+        }
+    }
+
+    /// Another space comes into use.
+    fn leave_space(&mut self) {
+        let vcpu = self.vcpu();
+        let pcid = usize::from(self.registers[vcpu].pcid());
+        self.spaces[vcpu][pcid].end(self.now);
+    }
+
+    fn enter_space(&mut self) {
+        let vcpu = self.vcpu();
+        let pcid = usize::from(self.registers[vcpu].pcid());
+        let root = self.registers[vcpu].cr3 & !0xfff;
+        self.spaces[vcpu][pcid].begin(self.now, root);
+        self.flushed();
+    }
+
+    /// CR4.PCIDE changes, where it may.
+    fn pcide(&mut self, on: bool) {
+        let vcpu = self.vcpu();
+        if !matches!(self.mode_of(vcpu), Mode::FourLevel | Mode::FiveLevel) {
+            return;
+        }
+        self.leave_space();
+        let registers = &mut self.registers[vcpu];
+        registers.cr3 &= !0xfff;
+        registers.cr4 = if on { registers.cr4 | CR4_PCIDE } else { registers.cr4 & !CR4_PCIDE };
+        self.load_root(Flush::All);
+        self.enter_space();
+        self.flush_all_spaces();
+    }
+
+    fn invpcid(&mut self, kind: u64, pcid: u64, at: At) {
+        let vcpu = self.vcpu();
+        let linear = self.linear(at);
+        let pcid = if self.registers[vcpu].cr4 & CR4_PCIDE == 0 { 0 } else { pcid };
+        self.machine.exit();
+        let Machine { mmu, host, cpu, .. } = &mut self.machine;
+        let space = &mut self.spaces[vcpu][pcid as usize];
+        match kind {
+            0 => {
+                mmu.flush_address(host, cpu, pcid as u16, Gva(linear));
+                space.flush_address(self.now, linear);
+            }
+            1 => {
+                mmu.flush_pcid(host, cpu, pcid as u16);
+                space.flush(self.now);
+            }
+            _ => {
+                mmu.flush(host, cpu);
+                self.flush_all_spaces();
+            }
+        }
+        self.flushed();
     }
 
     fn bits(&mut self, bits: Bits) {
@@ -360,7 +443,7 @@ impl Trial {
         set(|registers| &mut registers.cr4, CR4_SMAP, bits.smap);
         set(|registers| &mut registers.cr4, CR4_PSE, bits.pse);
         set(|registers| &mut registers.efer, EFER_NXE, bits.nxe);
-        self.load_root();
+        self.load_root(Flush::Pcid);
         self.flush_space();
     }
 
@@ -379,12 +462,11 @@ impl Trial {
         registers.efer |= if matches!(mode, Mode::FourLevel | Mode::FiveLevel) { EFER_LMA } else { 0 };
         registers.cr3 = Trial::cr3(mode, page);
         if self.reload_pdptes(&mut registers) {
-            let before = usize::from(self.registers[vcpu].pcid());
-            self.spaces[vcpu][before].end(self.now);
+            self.leave_space();
             self.registers[vcpu] = registers;
             self.flush_all_spaces();
-            self.spaces[vcpu][0].begin(self.now);
-            self.load_root();
+            self.load_root(Flush::All);
+            self.enter_space();
         }
     }
 
@@ -417,9 +499,29 @@ impl Trial {
         }
     }
 
+    /// A kernel changes the entry that translates what was accessed last, through a mapping that we do not model.
+    fn edit(&mut self, above: u64, change: Change) {
+        let vcpu = self.vcpu();
+        let path = self.path(self.linear(At::RECENT), READ);
+        let Some(&(_, gpa)) = path.iter().rev().nth(above as usize) else { return };
+        if pool_page(gpa).is_none() {
+            return;
+        }
+        self.machine.exit();
+        self.machine.mmu.before_write(&self.machine.host, Gpa(gpa).page());
+        let bytes = self.registers[vcpu].entry_bytes();
+        let value = match change {
+            Change::Toggle(bit) => entry(&self.machine.host.ram, bytes, gpa) ^ bit,
+            Change::Value(value) => value,
+        };
+        if bytes == 4 { self.machine.poke_u32(gpa, value as u32) } else { self.machine.poke(gpa, value) }
+    }
+
     /// One access, compared with the architecture.
     fn access(&mut self, at: At, access: Access) -> Landed {
         let linear = self.linear(at);
+        let vcpu = self.vcpu();
+        self.recent[vcpu] = linear;
         let undisturbed = self.machine.host.late.get().is_none();
         let path = undisturbed.then(|| self.path(linear, access));
         let exits = self.machine.exits;
@@ -438,6 +540,10 @@ impl Trial {
     fn race(&mut self, at: At, access: Access, meanwhile: Meanwhile) {
         let linear = self.linear(at);
         let modes: [Mode; VCPUS_MAX] = core::array::from_fn(|vcpu| self.mode_of(vcpu));
+        let theirs: [u64; VCPUS_MAX] = core::array::from_fn(|vcpu| match meanwhile {
+            Meanwhile::Store(Store::Guest(at, _), _) => self.linear_of(vcpu, at),
+            _ => 0,
+        });
         let (history, now) = (&mut self.history, self.now);
         let landed = self.machine.access_racing(Gva(linear), access, |machine| {
             // What a walk set may be stored over before the step is over.
@@ -449,11 +555,11 @@ impl Trial {
                 Meanwhile::Reclaim(pages) => _ = machine.mmu.reclaim(&machine.host, pages),
                 // Nobody stores while the guest's only vCPU is out of it.
                 Meanwhile::Store(..) if machine.vcpus().count() == 1 => {}
-                Meanwhile::Store(Store::Guest(at, place), value) => {
+                Meanwhile::Store(Store::Guest(_, place), value) => {
                     let vcpu = machine.cpu.vcpu;
                     machine.next_vcpu();
                     let mode = modes[usize::from(machine.cpu.vcpu)];
-                    let landed = machine.access(Gva(at.linear(mode)), WRITE);
+                    let landed = machine.access(Gva(theirs[usize::from(machine.cpu.vcpu)]), WRITE);
                     look(machine);
                     if let Landed::Ram(gpa) = landed
                         && pool_page(gpa.0).is_some()
