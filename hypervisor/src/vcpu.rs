@@ -11,6 +11,7 @@ mod msr;
 mod recent;
 mod report;
 mod state;
+mod task;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;

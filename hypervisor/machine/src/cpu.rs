@@ -11,6 +11,7 @@ pub mod exit;
 pub mod msr;
 pub mod registers;
 pub mod report;
+pub mod task;
 
 pub use control::{ControlModel, ControlState, Cr0, Cr4, Efer, Paging};
 pub use cpuid::{CpuidModel, Offered};

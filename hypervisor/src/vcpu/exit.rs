@@ -120,11 +120,7 @@ impl Vcpu {
                 vmcs,
                 &"triple fault: an exception while delivering a double fault",
             )),
-            ExitReason::TASK_SWITCH => Next::Leave(self.stop(
-                core,
-                vmcs,
-                &"a hardware task switch, which Umbra does not emulate: build the kernel without task gates",
-            )),
+            ExitReason::TASK_SWITCH => self.task_switch(core, vmcs),
             ExitReason::MACHINE_CHECK_ON_ENTRY => {
                 self.entry.cleared();
                 self.machine_check(core, vmcs)

@@ -114,6 +114,16 @@ impl Exception {
     pub const fn general_protection(error_code: u32) -> Self {
         Self { vector: Vector::GP, error_code: Some(error_code), cr2: None }
     }
+    /// #TS with a selector's error code.
+    #[must_use]
+    pub const fn invalid_tss(error_code: u32) -> Self {
+        Self { vector: Vector::TS, error_code: Some(error_code), cr2: None }
+    }
+    /// #NP with a selector's error code.
+    #[must_use]
+    pub const fn not_present(error_code: u32) -> Self {
+        Self { vector: Vector::NP, error_code: Some(error_code), cr2: None }
+    }
     /// #SS with a selector's error code.
     #[must_use]
     pub const fn stack_fault(error_code: u32) -> Self {
