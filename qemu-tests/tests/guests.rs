@@ -23,6 +23,7 @@ const SAID: &[(&str, &[&str])] = &[
     ("faults", &["#DB step over CPUID: 1 of vector 1 error 0x0: ok", "faults done: 0 bad"]),
     ("timer", &["timer: 10 PIT ticks", "timer: 10 APIC ticks"]),
     ("registers", &["registers done: 0 bad"]),
+    ("tasks", &["#DF by a task gate: ok", "PAE: the PDPTEs are loaded anew: ok", "tasks done: 0 bad"]),
     (
         "multiboot32",
         &[

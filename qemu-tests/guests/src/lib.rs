@@ -8,5 +8,6 @@
 pub mod console;
 pub mod cpu;
 pub mod entry;
+pub mod legacy;
 pub mod paging;
 pub mod trap;

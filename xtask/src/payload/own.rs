@@ -56,6 +56,7 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("faults", 16, DEVICES, Expect::Exit(0)),
     elf64("timer", 16, DEVICES, Expect::Exit(0)),
     elf64("registers", 16, DEVICES, Expect::Exit(0)),
+    elf64("tasks", 16, DEVICES, Expect::Exit(0)),
     OwnGuest { protocol: Protocol::Multiboot, ..elf64("multiboot32", 32, DEVICES, Expect::Exit(0)) },
     OwnGuest { language: Language::C, ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
 ];
