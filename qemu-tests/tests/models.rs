@@ -17,8 +17,14 @@ const GUESTS: &str = "
     name = \"paging\"
     kernel = \"guest:paging\"
     [[guest]]
-    name = \"modes\"
+    name = \"multiboot32\"
     kernel = \"guest:multiboot32\"
+    [[guest]]
+    name = \"modes\"
+    kernel = \"guest:modes\"
+    [[guest]]
+    name = \"tasks\"
+    kernel = \"guest:tasks\"
     [[guest]]
     name = \"timer\"
     kernel = \"guest:timer\"
@@ -41,7 +47,9 @@ fn run(model: &'static str) -> Result<()> {
         .guest_says("hello", "hello on COM1")?
         .guest_says("faults", "faults done: 0 bad")?
         .guest_says("paging", "paging done: 0 bad")?
-        .guest_says("modes", "multiboot done")?
+        .guest_says("multiboot32", "multiboot done")?
+        .guest_says("modes", "modes done: 0 bad")?
+        .guest_says("tasks", "tasks done: 0 bad")?
         .guest_says("timer", "timer: 10 APIC ticks")?
         .guest_says("memory", "memory done")?
         .guest_says("registers", "registers done: 0 bad")?

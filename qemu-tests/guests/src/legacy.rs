@@ -124,6 +124,12 @@ impl<const N: usize> Default for Script<N> {
 }
 
 impl<const N: usize> Script<N> {
+    /// Forgets all steps.
+    pub fn clear(&mut self) {
+        self.steps = [Step::new(Do::Exit, 0, 0, 0); N];
+        self.length = 0;
+    }
+
     /// Adds a step; its number.
     pub fn add(&mut self, what: Do, a: u32, b: u32) -> usize {
         self.add_three(what, a, b, 0)

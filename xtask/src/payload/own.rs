@@ -57,6 +57,8 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("timer", 16, DEVICES, Expect::Exit(0)),
     elf64("registers", 16, DEVICES, Expect::Exit(0)),
     elf64("tasks", 16, DEVICES, Expect::Exit(0)),
+    elf64("modes", 16, DEVICES, Expect::Exit(0)),
+    elf64("bad-cr3", 16, DEVICES, Expect::Crash),
     OwnGuest { protocol: Protocol::Multiboot, ..elf64("multiboot32", 32, DEVICES, Expect::Exit(0)) },
     OwnGuest { language: Language::C, ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
 ];
