@@ -2,8 +2,10 @@
 //!
 //! A tick is an instruction, not a cycle: the number of exits stands beside the ticks.
 
+mod host;
 mod linux;
 mod micro;
+mod overhead;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -33,6 +35,9 @@ pub struct Arguments {
     /// A hypervisor ELF to measure instead of building one
     #[arg(long, value_name = "ELF")]
     kernel: Option<PathBuf>,
+    /// Measure the shadow MMU's parts on this machine instead, by its clock
+    #[arg(long, conflicts_with_all = ["format", "no_linux", "kernel"])]
+    host: bool,
 }
 
 /// A table to read or one to compute with.
@@ -41,7 +46,7 @@ enum Format {
     /// Columns, with native and KVM's figures beside ours
     #[default]
     Table,
-    /// op,ticks,exits
+    /// op,ticks,exits,native,kvm_ept0_small_host,overhead_ratio
     Csv,
 }
 
@@ -60,6 +65,9 @@ struct Row {
 
 /// Measures and prints; fails where a figure misses its target.
 pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.host {
+        return host::run();
+    }
     packages::ensure(&[Need::Bochs])?;
     let umbra = elf(arguments.kernel.as_deref())?;
     let mut rows = Vec::new();
@@ -77,7 +85,15 @@ pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
     }
     match arguments.format {
         Format::Csv => print_csv(&rows),
-        Format::Table => print_table(&rows),
+        Format::Table => {
+            print_table(&rows);
+            if let Some(summary) = overhead::summary(&rows) {
+                println!(
+                    "overhead of the {} operations that exit, as a part of KVM's: geometric mean {:.3}; worst: {} {:.3}",
+                    summary.count, summary.mean, summary.worst.0, summary.worst.1
+                );
+            }
+        }
     }
     let missed = missed(&rows);
     for text in &missed {
@@ -125,17 +141,26 @@ fn missed(rows: &[Row]) -> Vec<String> {
             linux / native
         ));
     }
+    missed.extend(overhead::missed(rows));
     missed
 }
 
+/// A cell of a table; empty where there is no value.
+fn cell(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(String::new, |value| format!("{value:.digits$}"))
+}
+
 fn print_csv(rows: &[Row]) {
-    println!("op,ticks,exits");
+    println!("op,ticks,exits,native,kvm_ept0_small_host,overhead_ratio");
     for row in rows {
         println!(
-            "{},{:.1},{}",
+            "{},{:.1},{},{},{},{}",
             row.op,
             row.ticks,
-            row.exits.map_or_else(String::new, |exits| format!("{exits:.2}"))
+            cell(row.exits, 4),
+            cell(row.native, 1),
+            cell(row.kvm, 1),
+            cell(row.ratio(), 4)
         );
     }
 }
@@ -150,22 +175,21 @@ fn print_table(rows: &[Row]) {
         "KVM shadow",
         "x native",
         "x KVM",
+        "overhead",
     ]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let cell = |value: Option<f64>, digits: usize| {
-        value.map_or_else(String::new, |value| format!("{value:.digits$}"))
-    };
     for row in rows {
         table.add_row([
             row.op.clone(),
             cell(Some(row.ticks), 1),
-            cell(row.exits, 2),
+            cell(row.exits, 3),
             cell(row.native, 1),
             cell(row.kvm, 1),
             cell(row.native.map(|native| row.ticks / native), 2),
             cell(row.kvm.map(|kvm| row.ticks / kvm), 2),
+            cell(row.ratio(), 3),
         ]);
     }
     println!("{table}");
