@@ -180,8 +180,11 @@ impl Mmu {
         while level > target {
             let index = shadow_index(level, gva);
             let (gfn, child_role) = self.next_down(page, role, index, level, walk);
-            let linked = self.first_child(host, page, index, level);
-            page = match linked.filter(|&child| self.pages[child].is(gfn, child_role)) {
+            let first = self.first_child(host, page, index, level);
+            let linked = first.filter(|&child| self.pages[child].is(gfn, child_role)).or_else(|| {
+                self.find(host, gfn, child_role).filter(|&child| self.leads_to(host, page, index, child))
+            });
+            page = match linked {
                 Some(child) => child,
                 None => return self.way_down(host, cpu, gva, walk, page, target),
             };
@@ -195,7 +198,7 @@ impl Mmu {
     }
 
     /// The page that spte `index` of `page` points to, where the links tell: it is first in that page's list of parents.
-    /// Most tables have one parent, so the way down to what is there needs no search.
+    /// Most tables have one parent, so most of the way down to what is there needs no search.
     #[inline]
     fn first_child<H: Host>(&self, host: &H, page: PageId, index: usize, level: u8) -> Option<PageId> {
         let at = &self.pages[page];
@@ -219,7 +222,6 @@ impl Mmu {
     ) -> Result<(PageId, u8), Fill> {
         let mut steps = [Down { child: top, found: true }; PAGES_PER_OPERATION as usize];
         let mut count = 0;
-        let mut linked = true;
         let mut page = top;
         let mut level = self.pages[top].role.level();
         while level > target {
@@ -227,7 +229,6 @@ impl Mmu {
             let (gfn, role) = self.next_down(page, self.pages[page].role, index, level, walk);
             let found = self.find(host, gfn, role);
             let Some(child) = found.or_else(|| self.make(host, gfn, role)) else { return Err(Fill::Short) };
-            linked &= self.leads_to(host, page, index, child);
             // Nothing may take it for an orphan while it has no parent yet.
             self.pages[child].roots += 1;
             steps[count] = Down { child, found: found.is_some() };
@@ -238,21 +239,12 @@ impl Mmu {
                 target = 1;
             }
         }
-        if linked {
-            // All is there, only not first in its lists.
-            self.unpin(&steps[..count]);
-            return Ok((page, target));
-        }
         self.shut_out(host);
         let outcome = self.link(host, cpu, gva, walk, top, &steps[..count]);
-        self.unpin(&steps[..count]);
-        outcome.map(|()| (page, target))
-    }
-
-    fn unpin(&mut self, steps: &[Down]) {
-        for down in steps {
+        for down in &steps[..count] {
             self.pages[down.child].roots -= 1;
         }
+        outcome.map(|()| (page, target))
     }
 
     /// Whether spte `index` of `page` points to `child`.
