@@ -1,10 +1,10 @@
 //! Each small guest by itself: what it says and how it ends.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
-use qemu_tests::{Boot, SMALL_TIMEOUT, test};
-use xtask::payload::OWN_GUESTS;
+use qemu_tests::{Boot, SMALL_TIMEOUT, skip, test};
+use xtask::{payload::OWN_GUESTS, workspace};
 
 /// What each guest says when all is well. `spin` never ends: see slices.rs.
 const SAID: &[(&str, &[&str])] = &[
@@ -72,9 +72,49 @@ fn cpuid_is_cheap() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How guest.c is built for the published figures, as one types it.
+const BY_HAND: &str = "gcc -O2 -ffreestanding -fno-pic -no-pie -mno-red-zone -mgeneral-regs-only \
+    -fno-stack-protector -fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -fcf-protection=none \
+    -mcmodel=large -nostdlib -static -T guest.ld -o guest.elf start.S guest.c -Wl,--build-id=none -Wl,-z,noexecstack";
+
+/// The benchmark program runs as anybody's ELF64 file, and its marks on port 0xE8 count the exits of each operation.
+fn bench_by_hand() -> anyhow::Result<()> {
+    skip::without_program("gcc")?;
+    let folder = tempfile::tempdir()?;
+    for file in ["guest.c", "start.S", "guest.ld"] {
+        std::fs::copy(workspace::root().join("qemu-tests/bench").join(file), folder.path().join(file))?;
+    }
+    workspace::must_succeed(Command::new("sh").args(["-c", BY_HAND]).current_dir(&folder))?;
+    let manifest = format!(
+        "[[guest]]\nname = \"a\"\nkernel = {:?}\nmemory = \"96M\"\n\
+         devices = [\"exit-port\", \"debug-console\", \"bench-marks\"]\nexpect = \"exit 0\"\n",
+        folder.path().join("guest.elf")
+    );
+    let verdict = Boot::small(&manifest).run(SMALL_TIMEOUT)?;
+    verdict.success()?.guest_says("a", "GUEST start hv=1")?.guest_says("a", "GUEST done tsc=")?;
+    verdict.guest_says_times("a", "BAD", 0)?;
+    // The count comes with the second mark, the figure after it. A timer's exits may fall into any.
+    let lines: Vec<&str> = verdict.outcome.output.lines().collect();
+    for (own, figure) in [
+        (0, "B rdtsc n=1000 ticks="),
+        (1000, "B cpuid_leaf0 n=1000 ticks="),
+        (2000, "B cr4_pge_toggle_pair n=1000 ticks="),
+        (1024, "B fill_rd_A0 n=1024 ticks="),
+        (2, "B cr3_and_reread512_after n=512 ticks="),
+    ] {
+        let at = lines.iter().position(|line| line.starts_with(&format!("[a] {figure}")));
+        let before = &lines[..at.with_context(|| format!("no line `{figure}`"))?];
+        let counted = before.iter().rev().find_map(|line| line.split_once("umbra: guest a: exits="));
+        let exits: u32 = counted.context("no count of exits")?.1.parse()?;
+        ensure!((own..=own + 20).contains(&exits), "before `{figure}`: {exits} exits, not {own}");
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut tests: Vec<_> = SAID.iter().map(|&(name, said)| test(name, move || run(name, said))).collect();
     tests.push(test("cpuid_is_cheap", cpuid_is_cheap));
+    tests.push(test("bench_by_hand", bench_by_hand));
     tests.push(test("every_guest_is_tested", || {
         for own in OWN_GUESTS.iter().filter(|own| own.name != "spin") {
             ensure!(SAID.iter().any(|(name, _)| *name == own.name), "{} is not", own.name);
