@@ -227,8 +227,8 @@ impl Pages {
 
     fn push_newest(&mut self, id: u32) {
         let before = self.newest;
-        self.pages[id as usize].older = before;
-        self.pages[id as usize].newer = NIL;
+        let page = &mut self.pages[id as usize];
+        (page.older, page.newer) = (before, NIL);
         if before == NIL {
             self.oldest = id;
         } else {
@@ -238,7 +238,7 @@ impl Pages {
     }
 
     fn unlink_age(&mut self, id: u32) {
-        let (older, newer) = (self.pages[id as usize].older, self.pages[id as usize].newer);
+        let ShadowPage { older, newer, .. } = self.pages[id as usize];
         if older == NIL {
             self.oldest = newer;
         } else {

@@ -196,12 +196,15 @@ impl Mmu {
                     cpu.tags[cpu.tag].left = self.tick();
                 }
                 self.drop_root(cpu);
-                self.pages[root].roots += u32::from(!has(Defect::RootNotCounted));
-                self.pages.touch(root);
+                let page = &mut self.pages[root];
+                page.roots += u32::from(!has(Defect::RootNotCounted));
+                let (serial, hint) = (page.serial, page.tag);
                 cpu.root = Some(root);
-                let hint = self.pages[root].tag;
-                let tag = cpu.choose_tag(self.pages[root].serial, hint);
-                self.pages[root].tag = tag;
+                let tag = cpu.choose_tag(serial, hint);
+                if tag != hint {
+                    self.pages[root].tag = tag;
+                }
+                self.pages.touch(root);
                 (root, cpu.kept(pcid))
             }
         };

@@ -173,10 +173,15 @@ impl Mmu {
     }
 
     /// Brings the pages that are due up to date.
+    #[inline]
     fn sync_due<H: Host>(&mut self, host: &H) {
-        if self.due.is_empty() {
-            return;
+        if !self.due.is_empty() {
+            self.sync_all_due(host);
         }
+    }
+
+    #[inline(never)]
+    fn sync_all_due<H: Host>(&mut self, host: &H) {
         self.shut_out(host);
         while let Some(id) = self.due.pop() {
             if Self::is_leaf_table(self.pages[id].role) {
