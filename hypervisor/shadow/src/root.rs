@@ -35,6 +35,8 @@ struct Tag {
     /// The MMU's clock when the vCPU left the root; what it then showed, a processor may have cached under `pcid`.
     /// 0 if that PCID has been flushed since.
     left: u64,
+    /// [`Mmu::reaches`] when the root was last found to lead to no unsync page.
+    settled: u64,
 }
 
 /// What a load of a root takes of the translations that the guest may still have cached.
@@ -219,8 +221,13 @@ impl Mmu {
             self.load_pdptes(host, cpu, root);
         }
         self.stats.root_loads += 1;
-        if !self.unsync.is_empty() {
-            self.sync_since(host, root, if flush == Flush::Keep { kept } else { 0 });
+        // Unsync pages of other roots wait for these: this one has looked at them before.
+        if !self.unsync.is_empty() && cpu.tags[cpu.tag].settled != self.reaches {
+            let (reaches, kept) = (self.reaches, if flush == Flush::Keep { kept } else { 0 });
+            self.sync_since(host, root, kept);
+            if kept == 0 {
+                cpu.tags[cpu.tag].settled = reaches;
+            }
         }
         self.publish(host);
         Ok(())

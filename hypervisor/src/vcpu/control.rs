@@ -74,6 +74,17 @@ impl Vcpu {
         Next::Resume
     }
 
+    /// An allowed change of CR4.PGE alone, which the hardware's CR4 never has: a flush of everything.
+    pub(crate) fn toggle_global_pages(&mut self, core: &Core, vmcs: &CurrentVmcs) -> Next {
+        self.control.cr4.toggle(Cr4::PGE);
+        vmcs.write(fields::CR4_READ_SHADOW, self.control.cr4.bits());
+        self.recent.forget();
+        let host = self.guest.surroundings(core);
+        self.guest.mmu.lock().flush(&host, &mut self.mmu);
+        self.skip(vmcs);
+        Next::Resume
+    }
+
     /// Installs an allowed change and moves past its instruction.
     pub(crate) fn apply(&mut self, core: &Core, vmcs: &CurrentVmcs, change: Change) -> Next {
         let Change { state, effects } = change;

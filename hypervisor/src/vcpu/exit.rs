@@ -1,6 +1,6 @@
 //! The one exit dispatch.
 
-use machine::cpu::control::{ControlState, Effects, check_cr8};
+use machine::cpu::control::{ControlState, Cr4, Effects, check_cr8};
 use machine::cpu::event::{
     Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector,
 };
@@ -203,7 +203,16 @@ impl Vcpu {
             CrAccess::Write { cr: 4, register } => {
                 self.refresh_control(vmcs);
                 let value = self.control_source(vmcs, register);
-                self.control.write_cr4(&self.guest.model.control, value)
+                match self.control.write_cr4(&self.guest.model.control, value) {
+                    // How kernels flush what is global too: back and forth, and nothing else changes.
+                    Ok(change)
+                        if change.effects == Effects::FLUSH_ALL
+                            && change.state.cr4 ^ self.control.cr4 == Cr4::PGE =>
+                    {
+                        return self.toggle_global_pages(core, vmcs);
+                    }
+                    other => other,
+                }
             }
             CrAccess::Write { cr: 8, register } => {
                 return match check_cr8(self.register(vmcs, register)) {
