@@ -128,7 +128,7 @@ fn without_stamp(line: &str) -> &str {
     line.strip_prefix('[')
         .and_then(|rest| rest.split_once("] "))
         .filter(|(stamp, _)| {
-            (stamp.starts_with(' ') || stamp.len() > 6) && stamp.trim().bytes().all(|b| b.is_ascii_digit())
+            (stamp.starts_with(' ') || stamp.len() >= 6) && stamp.trim().bytes().all(|b| b.is_ascii_digit())
         })
         .map_or(line, |(_, rest)| rest)
 }
@@ -141,6 +141,7 @@ mod tests {
     fn only_the_hypervisors_lines_lose_their_stamp() {
         assert_eq!(without_stamp("[   134] umbra: x"), "umbra: x");
         assert_eq!(without_stamp("umbra: x"), "umbra: x");
+        assert_eq!(without_stamp("[221609] umbra: x"), "umbra: x");
         assert_eq!(without_stamp("[hello] umbra: x"), "[hello] umbra: x");
         assert_eq!(without_stamp("[134] umbra: x"), "[134] umbra: x");
     }

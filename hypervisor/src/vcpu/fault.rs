@@ -12,6 +12,10 @@ use crate::vmx::vmcs::CurrentVmcs;
 /// Faults in a row of one instruction, at addresses that it faulted at before, after which the guest is taken for
 /// stuck (H27). A legitimate instruction needs a few: its own page, its operands, a split, a table gone unsync.
 const STUCK_AFTER: u32 = 500;
+/// Faults in a row after which an access that AC excused from SMAP is taken for an implicit one, to a descriptor table
+/// or a TSS, which AC does not excuse (SDM Vol. 3, "Access Rights"): an exit does not tell the two apart, but the
+/// processor keeps refusing what the fill has made. One that AC does excuse faults once or twice.
+const IMPLICIT_AFTER: u32 = 8;
 /// Addresses that one instruction can touch, and more: two that keep evicting each other are found too.
 const ADDRESSES: usize = 4;
 
@@ -27,24 +31,25 @@ pub(crate) struct Stuck {
 }
 
 impl Stuck {
-    /// Notes the fault of exit number `exit`; true if there were too many.
+    /// Notes the fault of exit number `exit` at `rip`. Returns how often in a row this instruction has faulted at pages
+    /// that it had faulted at before.
     #[inline]
-    fn again(&mut self, exit: u64, rip: u64, gva: u64) -> bool {
+    fn again(&mut self, exit: u64, rip: u64, gva: u64) -> u32 {
         let page = gva >> 12;
         // Any other exit in between is progress.
         let in_a_row = self.rip == rip && self.exit.wrapping_add(1) == exit;
         self.exit = exit;
         if !in_a_row {
             *self = Stuck { rip, pages: [page, u64::MAX, u64::MAX, u64::MAX], next: 1, times: 0, exit };
-            return false;
+            return 0;
         }
         if self.pages.contains(&page) {
             self.times += 1;
-            return self.times > STUCK_AFTER;
+        } else {
+            self.pages[self.next % ADDRESSES] = page;
+            self.next += 1;
         }
-        self.pages[self.next % ADDRESSES] = page;
-        self.next += 1;
-        false
+        self.times
     }
 
     /// The instruction has been carried out.
@@ -89,7 +94,15 @@ impl Vcpu {
             }
         };
         core.writer.count(Event::FaultShadow);
-        if self.stuck.again(self.exits(), vmcs.read(fields::GUEST_RIP), gva.0) {
+        let times = self.stuck.again(self.exits(), vmcs.read(fields::GUEST_RIP), gva.0);
+        if times > IMPLICIT_AFTER && access.smap_overridden {
+            let implicit = Access { smap_overridden: false, ..access };
+            if let Err(fault) = walk::walk(&self.mmu.paging, &self.guest.ram, gva, implicit) {
+                let exception = Exception::page_fault(fault.code.0, fault.address.0);
+                return self.fault(core, vmcs, exception);
+            }
+        }
+        if times > STUCK_AFTER {
             return Next::Leave(self.stop(
                 core,
                 vmcs,
@@ -163,6 +176,47 @@ impl Vcpu {
                 Ok(Gpa(found.gfn.address().0 | gva.offset()))
             }
             Err(fault) => Err(Exception::page_fault(fault.code.0, fault.address.0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Faults of one instruction, exit by exit, at each of `pages` in turn; the number of the one that is too many.
+    fn stuck_at(pages: &[u64], between: u64) -> Option<u32> {
+        let mut stuck = Stuck::default();
+        let turns = pages.iter().cycle().zip(1..10_000);
+        turns
+            .map(|(page, fault)| (fault, stuck.again(u64::from(fault) * between, 0x1000, page << 12 | 0x123)))
+            .find_map(|(fault, times)| (times > STUCK_AFTER).then_some(fault))
+    }
+
+    #[test]
+    fn h27_an_instruction_that_faults_for_ever_is_found() {
+        assert_eq!(stuck_at(&[7], 1), Some(STUCK_AFTER + 2));
+        // Two that evict each other's translation, and as many as are kept apart.
+        assert_eq!(stuck_at(&[7, 8], 1), Some(STUCK_AFTER + 3));
+        assert_eq!(stuck_at(&[7, 8, 9, 10], 1), Some(STUCK_AFTER + 5));
+    }
+
+    #[test]
+    fn h27_progress_is_not_taken_for_a_loop() {
+        // Another exit in between each time.
+        assert_eq!(stuck_at(&[7], 2), None);
+        // A long string instruction goes on to new pages.
+        let mut stuck = Stuck::default();
+        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000, exit << 12) == 0));
+        // A loop of two instructions.
+        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000 + exit % 2, 7 << 12) == 0));
+        // What was emulated has been carried out.
+        let mut stuck = Stuck::default();
+        for exit in 1..10_000 {
+            assert!(stuck.again(exit, 0x1000, 7 << 12) < STUCK_AFTER);
+            if exit % 400 == 0 {
+                stuck.forget();
+            }
         }
     }
 }

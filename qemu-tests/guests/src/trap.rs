@@ -134,6 +134,18 @@ extern "C" fn dispatch(frame: &mut Frame) {
     handler(frame);
 }
 
+/// Lets the traps of `vector` come on a stack of their own, number `ist` (1 to 7), which ends at `top`.
+pub fn use_stack(vector: u8, ist: u8, top: u64) {
+    // SAFETY: a guest has one thread, and the processor reads the tables only when a trap comes.
+    let (tss, idt) = unsafe { (&mut *TSS.0.get(), &mut *IDT.0.get()) };
+    // IST1 begins at byte 36.
+    let slot = 4 + usize::from(ist);
+    tss[slot] = tss[slot] & 0xffff_ffff | top << 32;
+    tss[slot + 1] = tss[slot + 1] & !0xffff_ffff | top >> 32;
+    let gate = &mut idt[2 * usize::from(vector)];
+    *gate = *gate & !(7 << 32) | u64::from(ist) << 32;
+}
+
 #[repr(C, packed)]
 struct Pointer {
     limit: u16,

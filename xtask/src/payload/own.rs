@@ -31,9 +31,49 @@ pub struct OwnGuest {
 enum Language {
     /// A binary of package `test-guests`.
     Rust,
-    /// qemu-tests/bench, by the C compiler.
-    C,
+    /// By the C compiler.
+    C(&'static CProgram),
 }
+
+/// A guest in C and assembly.
+#[derive(Debug, PartialEq, Eq)]
+struct CProgram {
+    /// Where its files are, from the workspace's root.
+    folder: &'static str,
+    /// Files that are compiled, in this order.
+    sources: &'static [&'static str],
+    /// Files that these include.
+    headers: &'static [&'static str],
+    /// The linker script, from the folder.
+    script: &'static str,
+    /// What the compiler is told beside [`C_FLAGS`].
+    flags: &'static [&'static str],
+}
+
+/// The peer's benchmark as it is.
+const BENCH_PROGRAM: CProgram = CProgram {
+    folder: "qemu-tests/bench",
+    sources: &["start.S", "guest.c"],
+    headers: &[],
+    script: "guest.ld",
+    flags: &["-mcmodel=large"],
+};
+
+const RIGHTS64: CProgram = CProgram {
+    folder: "qemu-tests/guests/c",
+    sources: &["start64.S", "machine.c", "reference.c", "rights.c"],
+    headers: &["machine.h", "reference.h"],
+    script: "../guest.ld",
+    flags: &["-m64", "-std=gnu2x", "-Wall", "-Wextra", "-Werror"],
+};
+
+const RIGHTS32: CProgram = CProgram {
+    sources: &["start32.S", "machine.c", "reference.c", "rights.c"],
+    flags: &["-m32", "-std=gnu2x", "-Wall", "-Wextra", "-Werror"],
+    ..RIGHTS64
+};
+
+const ENDS: CProgram = CProgram { sources: &["start32.S", "machine.c", "ends32.S", "ends.c"], ..RIGHTS32 };
 
 const DEVICES: DeviceSet =
     DeviceSet { exit_port: true, shutdown_port: false, debug_console: false, bench_marks: false };
@@ -60,7 +100,19 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("modes", 16, DEVICES, Expect::Exit(0)),
     elf64("bad-cr3", 16, DEVICES, Expect::Crash),
     OwnGuest { protocol: Protocol::Multiboot, ..elf64("multiboot32", 32, DEVICES, Expect::Exit(0)) },
-    OwnGuest { language: Language::C, ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
+    OwnGuest { language: Language::C(&BENCH_PROGRAM), ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
+    OwnGuest { language: Language::C(&RIGHTS64), ..elf64("rights64", 16, DEVICES, Expect::Exit(0)) },
+    OwnGuest {
+        protocol: Protocol::Multiboot,
+        language: Language::C(&RIGHTS32),
+        ..elf64("rights32", 16, DEVICES, Expect::Exit(0))
+    },
+    OwnGuest {
+        protocol: Protocol::Multiboot,
+        language: Language::C(&ENDS),
+        ..elf64("ends", 4, DEVICES, Expect::Any)
+    },
+    elf64("exits", 16, DEVICES, Expect::Exit(0)),
 ];
 
 impl OwnGuest {
@@ -77,13 +129,13 @@ impl OwnGuest {
                 let elf = built.first().with_context(|| format!("guest:{} was not built", self.name))?;
                 hypervisor::strip(elf)
             }
-            Language::C => build_bench(),
+            Language::C(program) => program.build(self.name),
         }
     }
 }
 
-/// The flags decide what is measured: they are those of the published figures.
-const BENCH_FLAGS: &[&str] = &[
+/// Of every guest in C. They decide what guest:bench measures: they are those of the published figures.
+const C_FLAGS: &[&str] = &[
     "-O2",
     "-ffreestanding",
     "-fno-pic",
@@ -94,27 +146,39 @@ const BENCH_FLAGS: &[&str] = &[
     "-fno-asynchronous-unwind-tables",
     "-fno-tree-loop-distribute-patterns",
     "-fcf-protection=none",
-    "-mcmodel=large",
     "-nostdlib",
     "-static",
     "-Wl,--build-id=none",
     "-Wl,-z,noexecstack",
 ];
 
-fn build_bench() -> Result<PathBuf> {
-    let folder = workspace::root().join("qemu-tests/bench");
-    let sources = ["start.S", "guest.c", "guest.ld"].map(|name| folder.join(name));
-    let key = workspace::content_key(&sources.each_ref().map(PathBuf::as_path))?;
-    let elf = workspace::cache_folder("bench")?.join(format!("guest-{key}.elf"));
-    if !elf.is_file() {
-        let unfinished = elf.with_extension(format!("part{}", std::process::id()));
-        let mut command = Command::new("cc");
-        command.args(BENCH_FLAGS).arg("-T").arg(&sources[2]).arg("-o").arg(&unfinished).args(&sources[..2]);
-        workspace::must_succeed(&mut command)
-            .context("guest:bench is written in C and needs gcc: apt-get install gcc")?;
-        std::fs::rename(&unfinished, &elf)?;
+impl CProgram {
+    fn build(&self, name: &str) -> Result<PathBuf> {
+        let folder = workspace::root().join(self.folder);
+        let in_folder =
+            |files: &[&str]| -> Vec<PathBuf> { files.iter().map(|file| folder.join(file)).collect() };
+        let (sources, script) = (in_folder(self.sources), folder.join(self.script));
+        let all = [sources.clone(), in_folder(self.headers), vec![script.clone()]].concat();
+        let key = workspace::content_key(&all.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
+        let elf = workspace::cache_folder(name)?.join(format!("guest-{key}.elf"));
+        if !elf.is_file() {
+            let unfinished = elf.with_extension(format!("part{}", std::process::id()));
+            let mut command = Command::new("cc");
+            command
+                .args(C_FLAGS)
+                .args(self.flags)
+                .arg("-T")
+                .arg(script)
+                .arg("-o")
+                .arg(&unfinished)
+                .args(sources);
+            workspace::must_succeed(&mut command).with_context(|| {
+                format!("guest:{name} is written in C and needs gcc: apt-get install gcc")
+            })?;
+            std::fs::rename(&unfinished, &elf)?;
+        }
+        Ok(elf)
     }
-    Ok(elf)
 }
 
 #[cfg(test)]

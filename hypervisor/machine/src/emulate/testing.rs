@@ -9,6 +9,15 @@ use crate::cpu::registers::{CodeSize, Gpr, SegmentName, SegmentState, Width};
 /// Bytes of memory, at linear address 0.
 pub(super) const MEMORY_BYTES: u64 = 0x4000;
 
+/// Another vCPU maps page 2 elsewhere.
+#[derive(Debug)]
+pub(super) struct Remap {
+    /// After so many more accesses.
+    pub(super) accesses: usize,
+    /// To the page at this address.
+    pub(super) to: u64,
+}
+
 /// Memory from 0 to [`MEMORY_BYTES`], of which `[read_only_from, ..)` is read-only; all else faults.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -21,6 +30,7 @@ pub(super) struct Machine {
     pub(super) read_only_from: u64,
     /// So many compare-exchanges fail, as if another vCPU had been quicker.
     pub(super) contended: usize,
+    pub(super) remap: Option<Remap>,
     pub(super) written: Vec<(u16, u32)>,
     pub(super) to_read: u32,
     pub(super) flow: Flow,
@@ -37,14 +47,24 @@ impl Machine {
             memory: vec![0; MEMORY_BYTES as usize],
             read_only_from: MEMORY_BYTES,
             contended: 0,
+            remap: None,
             written: Vec::new(),
             to_read: 0,
             flow: Flow::Continue,
         }
     }
 
-    fn range(&self, gva: Gva, bytes: usize, write: bool) -> Result<core::ops::Range<usize>, Fault> {
+    /// Where in memory the bytes at `gva` lie.
+    fn range(&mut self, gva: Gva, bytes: usize, write: bool) -> Result<core::ops::Range<usize>, Fault> {
         assert!((gva.0 & 0xfff) + bytes as u64 <= 0x1000, "{gva:?} + {bytes} crosses a page");
+        let gva = match &mut self.remap {
+            Some(Remap { accesses: 0, to }) if gva.0 >> 12 == 2 => Gva(*to | gva.0 & 0xfff),
+            Some(remap) => {
+                remap.accesses = remap.accesses.saturating_sub(1);
+                gva
+            }
+            None => gva,
+        };
         let code = if write { 2 } else { 0 };
         let end = gva.0.saturating_add(bytes as u64);
         if end > MEMORY_BYTES || write && end > self.read_only_from {
@@ -93,27 +113,27 @@ impl Cpu for Machine {
 
 impl Bus for Machine {
     fn load(&mut self, gva: Gva, width: Width) -> Result<u64, Fault> {
-        self.range(gva, width.bytes(), false)?;
-        Ok(self.peek(gva.0, width))
+        let at = self.range(gva, width.bytes(), false)?.start;
+        Ok(self.peek(at as u64, width))
     }
     fn store(&mut self, gva: Gva, width: Width, value: u64) -> Result<(), Fault> {
-        self.range(gva, width.bytes(), true)?;
-        self.poke(gva.0, width, value);
+        let at = self.range(gva, width.bytes(), true)?.start;
+        self.poke(at as u64, width, value);
         Ok(())
     }
     fn check_write(&mut self, gva: Gva, bytes: usize) -> Result<(), Fault> {
         self.range(gva, bytes, true).map(|_| ())
     }
     fn compare_exchange(&mut self, gva: Gva, width: Width, old: u64, new: u64) -> Result<bool, Fault> {
-        self.range(gva, width.bytes(), true)?;
+        let at = self.range(gva, width.bytes(), true)?.start as u64;
         if self.contended > 0 {
             self.contended -= 1;
             return Ok(false);
         }
-        if self.peek(gva.0, width) != old & width.mask() {
+        if self.peek(at, width) != old & width.mask() {
             return Ok(false);
         }
-        self.poke(gva.0, width, new);
+        self.poke(at, width, new);
         Ok(true)
     }
 }
