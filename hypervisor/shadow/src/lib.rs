@@ -55,7 +55,7 @@ mod tests;
 pub use audit::{Audited, Violation};
 pub use fill::Fill;
 pub use host::Host;
-pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, Stats};
+pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, Stats, pages_min};
 pub use paging::{Mode, Paging, Rights};
 pub use reclaim::Class;
 pub use role::Role;

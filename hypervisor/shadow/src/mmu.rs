@@ -30,6 +30,12 @@ pub const PAGES_PER_OPERATION: u32 = 5;
 /// pages that one operation creates.
 pub const PAGES_MIN: u32 = 40;
 
+/// The fewest shadow pages with which each of `vcpus` virtual processors makes progress, whatever the others do.
+#[must_use]
+pub const fn pages_min(vcpus: u32) -> u32 {
+    PAGES_MIN * if vcpus > 1 { vcpus } else { 1 }
+}
+
 /// What does not change while a guest lives.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -154,10 +160,10 @@ impl Mmu {
     }
 
     /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 150 for each
-    /// shadow page of `config.pages_max` (raised to [`PAGES_MIN`]).
+    /// shadow page of `config.pages_max` (raised to [`pages_min`]).
     #[must_use]
     pub fn new(config: Config, slots: &Slots) -> Mmu {
-        let pages_max = config.pages_max.clamp(PAGES_MIN, crate::pages::PAGES_MAX);
+        let pages_max = config.pages_max.clamp(pages_min(config.vcpus), crate::pages::PAGES_MAX);
         let ram_pages = slots.pages();
         Mmu {
             config: Config { pages_max, ..config },
@@ -233,6 +239,12 @@ impl Mmu {
     #[must_use]
     pub fn pages_left(&self) -> u32 {
         self.config.pages_max - self.pages.live()
+    }
+
+    /// Frames of zapped tables wait for a flush, and for [`Mmu::release`].
+    #[must_use]
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
     }
 
     /// The frames retired up to `flushed`, a generation that every core of the guest has flushed, go to the

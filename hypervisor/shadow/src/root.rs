@@ -124,9 +124,12 @@ impl VcpuMmu {
 
     fn choose_tag(&mut self, serial: u32, hint: u8) -> u8 {
         self.clock += 1;
-        let slot = match self.tags.get(usize::from(hint)) {
-            Some(tag) if tag.serial == serial => usize::from(hint),
-            _ => {
+        // The hint is of whichever vCPU used the root last.
+        let hinted = self.tags.get(usize::from(hint)).is_some_and(|tag| tag.serial == serial);
+        let own = || self.tags.iter().position(|tag| tag.serial == serial);
+        let slot = match if hinted { Some(usize::from(hint)) } else { own() } {
+            Some(slot) => slot,
+            None => {
                 let (slot, tag) = self
                     .tags
                     .iter_mut()
