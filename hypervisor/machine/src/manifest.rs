@@ -18,7 +18,7 @@ pub use format::{FileArea, PackError, Package, UnpackError, VERSION, pack, unpac
 pub use rules::{
     MAX_CMDLINE_BYTES, MAX_CORES, MAX_GUESTS, MAX_MEMORY_BYTES, MAX_MODULES, MAX_NAME_BYTES, MAX_VCPUS,
     MEMORY_UNIT_BYTES, MIN_MEMORY_BYTES, Rule, Subject, Violation, check_cmdline, check_escape, check_memory,
-    check_name,
+    check_name, check_vcpus,
 };
 pub use types::{
     DEFAULT_ESCAPE, DeviceSet, End, Expect, FileRef, GuestConfig, HypervisorConfig, Manifest, ModuleRef,

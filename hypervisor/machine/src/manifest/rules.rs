@@ -13,8 +13,8 @@ pub const MAX_NAME_BYTES: usize = 32;
 pub const MAX_CMDLINE_BYTES: usize = 2047;
 /// Most Multiboot modules of one guest.
 pub const MAX_MODULES: usize = 16;
-/// Most virtual processors the format has room for.
-pub const MAX_VCPUS: u32 = 64;
+/// Most virtual processors of a guest: what its devices and the processor's tags (VPIDs) have room for.
+pub const MAX_VCPUS: u32 = crate::device::VCPUS_MAX;
 /// Most cores a guest may name, and the first core number that is none.
 pub const MAX_CORES: u32 = 256;
 /// Guest memory comes in blocks of this many bytes.
@@ -187,6 +187,11 @@ pub fn check_memory(bytes: u64) -> Result<(), Rule> {
     Ok(())
 }
 
+/// A guest's virtual processors.
+pub fn check_vcpus(count: u32) -> Result<(), Rule> {
+    if (1..=MAX_VCPUS).contains(&count) { Ok(()) } else { Err(Rule::Vcpus(count)) }
+}
+
 /// The console's escape: a control character that a shell user does not need every minute.
 pub fn check_escape(code: u8) -> Result<(), Rule> {
     match code {
@@ -229,9 +234,7 @@ impl GuestConfig {
         check_name(&self.name)?;
         check_cmdline(&self.cmdline)?;
         check_memory(self.memory_bytes)?;
-        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
-            return Err(Rule::Vcpus(self.vcpus));
-        }
+        check_vcpus(self.vcpus)?;
         // Each number below MAX_CORES and none twice also bounds the list.
         let mut seen = [false; MAX_CORES as usize];
         for &core in &self.cores {

@@ -1,9 +1,9 @@
 //! The multiprocessor wakeup mailbox (ACPI specification, "Multiprocessor Wakeup Structure"): how a guest starts
 //! its other processors without real mode.
 //!
-//! Such a processor is not entered at all until the guest wakes it: it costs no time, and the hypervisor looks
-//! into the mailbox ([`take`]) when the first processor exits anyway. It then starts in
-//! [`super::super::stage::secondary`]'s state.
+//! Such a processor is not entered at all until the guest wakes it, and the mailbox is plain memory: the hypervisor
+//! looks into it ([`wanted`]) when a processor of the guest looks around. The one that is wanted then [takes](take)
+//! the command and starts in [`super::super::stage::secondary`]'s state.
 
 use memory::{Gpa, GuestMemory, Unbacked};
 
@@ -12,6 +12,17 @@ const WAKEUP: u16 = 1;
 /// Offsets in the mailbox: a 16-bit command, then these.
 const APIC_ID: u64 = 4;
 const VECTOR: u64 = 8;
+
+/// Whom the guest wants woken, by APIC identifier: the command is still to be [taken](take). `None`: nobody.
+///
+/// # Errors
+/// [`Unbacked`] if the mailbox is no RAM.
+pub fn wanted(memory: &dyn GuestMemory, mailbox: Gpa) -> Result<Option<u32>, Unbacked> {
+    if memory.load_u32(mailbox)? as u16 != WAKEUP {
+        return Ok(None);
+    }
+    memory.load_u32(Gpa(mailbox.0 + APIC_ID)).map(Some)
+}
 
 /// Takes a wakeup meant for the processor `apic_id`: the address where it starts, or `None` if there is none.
 ///
@@ -40,13 +51,13 @@ mod tests {
     fn a_wakeup_is_taken_once_and_by_its_processor() {
         let ram = TestRam::new(0x2000);
         let mailbox = Gpa(0x1000);
-        assert_eq!(take(&ram, mailbox, 0), Ok(None));
+        assert_eq!((wanted(&ram, mailbox), take(&ram, mailbox, 0)), (Ok(None), Ok(None)));
         ram.write(Gpa(0x1004), &3u32.to_le_bytes()).unwrap();
         ram.write(Gpa(0x1008), &0x9_8000u64.to_le_bytes()).unwrap();
         ram.write(mailbox, &1u16.to_le_bytes()).unwrap();
-        assert_eq!(take(&ram, mailbox, 2), Ok(None));
+        assert_eq!((wanted(&ram, mailbox), take(&ram, mailbox, 2)), (Ok(Some(3)), Ok(None)));
         assert_eq!(take(&ram, mailbox, 3), Ok(Some(0x9_8000)));
-        assert_eq!(take(&ram, mailbox, 3), Ok(None));
+        assert_eq!((wanted(&ram, mailbox), take(&ram, mailbox, 3)), (Ok(None), Ok(None)));
         assert_eq!(ram.load_u32(mailbox), Ok(0));
         assert!(take(&ram, Gpa(0x2000), 1).is_err());
     }
