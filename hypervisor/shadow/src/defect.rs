@@ -1,6 +1,6 @@
 //! Deliberate defects, each of a kind that others have shipped: for tests that show that the tests find them.
 //!
-//! Where there is a model machine to find them on, [`has`] asks which one is switched on for the running thread.
+//! Where there is a model machine to find them on, `has` asks which one is switched on for the running thread.
 //! Elsewhere it is false, and nothing of them is compiled.
 
 macro_rules! defects {

@@ -158,11 +158,11 @@ fn shorter_modes_take_no_memory() {
     let (pdpt, directory, leaves) = (0x2_0000, 0x2_1000, 0x2_2000);
     guest.poke(pdpt, directory | bits::P);
     guest.poke(directory, leaves | FLAGS & !bits::D);
-    guest.poke(directory + 16, 4 * MIB | LARGE);
+    guest.poke(directory + 16, (4 * MIB) | LARGE);
     guest.poke_all(leaves, 512, |i| (2 * MIB + i * 0x1000) | FLAGS);
     // 32-bit tables: two entries in each word. The second entry of the directory is a page of 4 MiB.
     let (short, short_leaves) = (0x2_3000, 0x2_4000);
-    guest.poke(short, (4 * MIB | LARGE) << 32 | short_leaves | FLAGS);
+    guest.poke(short, ((4 * MIB) | LARGE) << 32 | short_leaves | FLAGS);
     guest.poke_all(short_leaves, 512, |i| {
         let page = |i: u64| (2 * MIB + i * 0x1000) | FLAGS;
         page(2 * i + 1) << 32 | page(2 * i)

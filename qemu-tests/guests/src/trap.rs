@@ -137,7 +137,9 @@ extern "C" fn dispatch(frame: &mut Frame) {
 /// Lets the traps of `vector` come on a stack of their own, number `ist` (1 to 7), which ends at `top`.
 pub fn use_stack(vector: u8, ist: u8, top: u64) {
     // SAFETY: a guest has one thread, and the processor reads the tables only when a trap comes.
-    let (tss, idt) = unsafe { (&mut *TSS.0.get(), &mut *IDT.0.get()) };
+    let tss = unsafe { &mut *TSS.0.get() };
+    // SAFETY: the same.
+    let idt = unsafe { &mut *IDT.0.get() };
     // IST1 begins at byte 36.
     let slot = 4 + usize::from(ist);
     tss[slot] = tss[slot] & 0xffff_ffff | top << 32;

@@ -259,7 +259,7 @@ impl<L: Fn(u64) -> u64> Question<'_, L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::reference::{CR0_PG, CR4_PAE, EFER_LMA, EFER_NXE};
+    use crate::model::reference::{CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_NXE};
 
     const ALL: u64 = 0x67;
     const TABLES: [u64; 4] = [0x1000, 0x2000, 0x3000, 0x4000];
@@ -282,7 +282,7 @@ mod tests {
             let mut space = Space::default();
             space.begin(2, 0x1000);
             let registers = Registers {
-                cr0: CR0_PG,
+                cr0: CR0_PG | CR0_WP,
                 cr3: 0x1000,
                 cr4: CR4_PAE,
                 efer: EFER_LMA | EFER_NXE,
@@ -346,7 +346,7 @@ mod tests {
         assert!(world.allows(0x5000, true) && world.allows(0x6000, true));
         world.space.flush(8);
         assert!(world.allows(0x6000, false));
-        assert!(!world.allows(0x5000, false) && !world.allows(0x6000, true) == false);
+        assert!(!world.allows(0x5000, false) && !world.allows(0x6000, true));
     }
 
     #[test]

@@ -268,7 +268,7 @@ impl Surroundings {
         if let Ok(pfn) = cores.processor.translate(&self.frames, &context, late.gva, attempt)
             && let Some(gfn) = self.owned(pfn)
         {
-            let gpa = Gpa(gfn.address().0 | late.word * 8);
+            let gpa = Gpa(gfn.address().0 + 8 * late.word);
             let _ = self.ram.write(gpa, &late.value.to_le_bytes());
         }
     }

@@ -353,7 +353,7 @@ impl Trial {
         match mode {
             // Two pages of PDPTEs, and one of tables: most of its entries are no PDPTEs.
             Mode::Pae if page % 5 == 4 => pool(page) | 0x18,
-            Mode::Pae => pool(PAGES + page % PDPTS) | page / PDPTS % 2 << 5,
+            Mode::Pae => pool(PAGES + page % PDPTS) | (page / PDPTS % 2) << 5,
             _ => pool(page),
         }
     }
