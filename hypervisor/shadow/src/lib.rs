@@ -49,7 +49,9 @@ mod trail;
 pub mod walk;
 mod zap;
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod interleavings;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use audit::{Audited, Violation};
