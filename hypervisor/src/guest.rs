@@ -3,23 +3,27 @@
 pub mod account;
 pub mod budget;
 pub mod life;
+pub mod presence;
 pub mod ram;
 pub mod registry;
 pub mod shadow;
 pub mod start;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ::shadow::Mmu;
 use machine::cpu::control::{ControlModel, FixedBits};
 use machine::cpu::cpuid::CpuidModel;
 use machine::cpu::msr::MsrModel;
-use machine::device::Devices;
-use machine::manifest::GuestConfig;
-use memory::{GuestId, Hpa};
-use spin::Mutex;
+use machine::device::{Devices, Requests};
+use machine::manifest::{End, GuestConfig};
+use memory::{Gpa, GuestId, Hpa};
+use spin::{Mutex, Once};
 
 use crate::host::time;
+use presence::Presence;
 use ram::GuestRam;
 
 /// What all processors of a guest are like.
@@ -40,20 +44,6 @@ pub struct CpuModel {
     pub msr_bitmap: Hpa,
 }
 
-/// Where a guest's only vCPU is just now, for those who must reach it.
-///
-/// The order of `in_guest` and the flush generation is what a shoot-down rests on: the vCPU sets `in_guest`, then
-/// reads the generation and flushes if it is behind, then enters. Who advances the generation and then finds
-/// `in_guest` clear knows that the next entry flushes; who finds it set sends a kick and waits for the exit.
-#[derive(Debug, Default)]
-pub struct Presence {
-    /// From before the last look at the flush generation to the exit: the TSC at the entry, which is different for
-    /// each; else 0.
-    pub in_guest: AtomicU64,
-    /// The core that it runs on.
-    pub core: AtomicU32,
-}
-
 /// One guest, from its start to its end. A restart makes a new one.
 pub struct Guest {
     /// Its number, which owns its frames.
@@ -70,22 +60,26 @@ pub struct Guest {
     pub model: CpuModel,
     /// Advanced whenever sptes were removed or narrowed.
     pub generation: AtomicU64,
-    /// Its vCPU's whereabouts.
-    pub presence: Presence,
+    /// Its vCPUs, as others see them, by number.
+    pub vcpus: Box<[Arc<Presence>]>,
+    /// vCPUs that still hold anything of it: who is the last one to go takes it down.
+    vcpus_left: AtomicU32,
+    /// vCPUs that wait to be woken through `mailbox`, a bit each.
+    pub parked: AtomicU64,
+    /// vCPUs that executed HLT with interrupts off, a bit each: only an NMI could wake one.
+    pub dead: AtomicU64,
+    /// Where its first processor wakes the others; with one vCPU there is none.
+    pub mailbox: Option<Gpa>,
     /// Frames that its MMU holds, as last seen under the lock: what reclaim compares.
     pub shadow_frames: AtomicU64,
     /// The most frames its shadow MMU may hold, and what reclaim for others leaves to it.
     pub guarantee_frames: u64,
-    /// Somebody wants it to end: the console.
-    pub stop_requested: AtomicBool,
-    /// Something changed in its devices behind its vCPU's back (typed input).
-    pub attention: AtomicBool,
+    /// How it ends, from the moment that somebody said so: a vCPU of its own, or the console.
+    end: Once<End>,
+    /// It was told in the log that a start-up message starts nothing here.
+    pub startup_told: Once,
     /// The host's TSC when it started: guest time 0.
     start_tsc: u64,
-    /// Exits of its vCPU so far, as of its last look around.
-    pub exits: AtomicU64,
-    /// The same by reason.
-    pub account: Mutex<account::ExitAccount>,
 }
 
 impl Guest {
@@ -114,11 +108,62 @@ impl Guest {
         &self.config.name
     }
 
-    /// The vCPU must come out of the guest and look around.
-    pub fn kick(&self) {
-        self.attention.store(true, Ordering::Release);
-        if let Some(core) = crate::host::cores::core(self.presence.core.load(Ordering::Acquire) as usize) {
-            crate::host::cores::kick(core);
+    /// Tells this guest from any other that a core ran before, an earlier life of its own included.
+    #[must_use]
+    pub fn identity(&self) -> (GuestId, u64) {
+        (self.id, self.start_tsc)
+    }
+
+    /// Exits of all vCPUs so far, as of their last look around.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        self.vcpus.iter().map(|vcpu| vcpu.exits.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Its end begins, unless it has begun already: all its vCPUs come out and go. Returns whether this is the end
+    /// that counts.
+    pub fn end(&self, end: End) -> bool {
+        let mut first = false;
+        self.end.call_once(|| {
+            first = true;
+            end
+        });
+        if first {
+            self.vcpus.iter().for_each(|vcpu| vcpu.kick());
         }
+        first
+    }
+
+    /// How it ends, if it does.
+    #[inline]
+    #[must_use]
+    pub fn ends(&self) -> Option<End> {
+        self.end.get().copied()
+    }
+
+    /// Kicks the vCPUs in the set, a bit each.
+    pub fn kick(&self, set: u64) {
+        for (number, vcpu) in self.vcpus.iter().enumerate() {
+            if set >> number & 1 != 0 {
+                vcpu.kick();
+            }
+        }
+    }
+
+    /// A vCPU is gone, or could not be made. Returns whether it was the last one.
+    #[must_use]
+    pub fn vcpu_gone(&self) -> bool {
+        self.vcpus_left.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether none of its vCPUs will ever run again: all that were started have halted with interrupts off, and no NMI
+    /// is on its way to any.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        let devices = self.devices.lock();
+        let waits = |vcpu| devices.requests(vcpu).contains(Requests::NMI);
+        // Under the lock: who takes an NMI is not in the set any more.
+        let asleep = self.dead.load(Ordering::SeqCst) | self.parked.load(Ordering::SeqCst);
+        (0..self.vcpus.len()).all(|vcpu| asleep >> vcpu & 1 != 0 && !waits(vcpu))
     }
 }

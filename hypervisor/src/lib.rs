@@ -3,6 +3,8 @@
 
 extern crate alloc;
 
+use core::cell::Cell;
+
 use bootloader_api::BootInfo;
 use machine::manifest;
 use memory::{Claim, Owner};
@@ -50,7 +52,7 @@ fn run(host: &'static Host) -> ! {
     schedule::await_cores(host.cores);
     life::start_all(&core);
     life::finish_if_over();
-    schedule::run(&core, &life::ended, &|core| {
+    schedule::run(&core, &life::left, &|core| {
         console::chores(core);
         false
     })
@@ -62,7 +64,7 @@ fn core_main(per_core: &'static PerCore) {
     let core = enter_vmx(payload.host, per_core);
     schedule::announce(per_core.index(), core.is_some());
     if let Some(core) = core {
-        schedule::run(&core, &life::ended, &|_| false);
+        schedule::run(&core, &life::left, &|_| false);
     }
 }
 
@@ -84,5 +86,6 @@ fn enter_vmx(host: &'static Host, per_core: &'static PerCore) -> Option<Core> {
         writer: schedule::counters().writer(per_core.index())?,
         invvpid: Invvpid::new(capabilities, &host.vmx.controls),
         host,
+        last_guest: Cell::new(None),
     })
 }

@@ -2,11 +2,12 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use machine::manifest::End;
 use memory::counters::Writer;
-use memory::{Counters, Event};
+use memory::{Counters, Event, GuestId};
 use spin::{Mutex, Once};
 
 use crate::console;
@@ -35,6 +36,8 @@ pub struct Core {
     pub invvpid: Invvpid,
     /// The machine.
     pub host: &'static Host,
+    /// Whose vCPU it took up last, see [`Guest::identity`](crate::guest::Guest::identity).
+    pub last_guest: Cell<Option<(GuestId, u64)>>,
 }
 
 static COUNTERS: Once<Counters> = Once::new();
@@ -50,6 +53,15 @@ static PLACED: [Mutex<Vec<Placed>>; CORES_MAX] = [const { Mutex::new(Vec::new())
 static LOAD: [AtomicUsize; CORES_MAX] = [const { AtomicUsize::new(0) }; CORES_MAX];
 /// The TSC ticks that each core spent without a guest.
 static IDLE_TICKS: [AtomicU64; CORES_MAX] = [const { AtomicU64::new(0) }; CORES_MAX];
+
+/// A vCPU of this core that was not in its guest has been kicked: whoever has the core gives it back as soon as it has
+/// had [`SLICE_MIN_NS`] of it.
+static WOKEN: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORES_MAX];
+
+/// A vCPU on `core` has been woken and wants its turn.
+pub fn wake(core: usize) {
+    WOKEN[core].store(true, Ordering::SeqCst);
+}
 
 /// Whether each core takes part: not yet known, yes, no.
 static PART: [AtomicU8; CORES_MAX] = [const { AtomicU8::new(UNKNOWN) }; CORES_MAX];
@@ -109,6 +121,28 @@ pub fn place(core: usize, vcpu: Placed) {
     }
 }
 
+/// A vCPU's turn on its core, in ticks of the TSC.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// It began here.
+    pub begin_tsc: u64,
+    /// It ends here, if not before.
+    pub end_tsc: u64,
+}
+
+impl Turn {
+    /// When it ends, as things stand now.
+    #[inline]
+    #[must_use]
+    pub fn end_on(&self, core: usize) -> u64 {
+        if WOKEN[core].load(Ordering::SeqCst) {
+            self.end_tsc.min(self.begin_tsc + time::ns_to_ticks(SLICE_MIN_NS))
+        } else {
+            self.end_tsc
+        }
+    }
+}
+
 struct Slot {
     vcpu: Box<Vcpu>,
     /// Not before this TSC value, unless kicked.
@@ -121,7 +155,7 @@ impl Slot {
     /// The core takes up another vCPU.
     fn put_down(&mut self) {
         self.vcpu.unload();
-        self.vcpu.guest().account.lock().end();
+        self.vcpu.presence().account.lock().end();
     }
 }
 
@@ -144,7 +178,9 @@ struct Queue {
 
 impl Queue {
     fn add(&mut self, vcpu: Box<Vcpu>) {
-        self.slots.push(Slot { vcpu, sleeps_until: None, used_ticks: self.floor_ticks });
+        // One that waits for its guest to wake it has no turn before.
+        let sleeps_until = vcpu.is_parked().then_some(u64::MAX);
+        self.slots.push(Slot { vcpu, sleeps_until, used_ticks: self.floor_ticks });
     }
 
     /// The next turn's slot and the TSC value where it ends.
@@ -211,9 +247,9 @@ fn start_clock(host: &Host) {
 
 /// The life of a core: runs its vCPUs, sleeps while all of them sleep.
 ///
-/// `ended` is told of each guest's end. `chores` is called between turns, at least once in a slice; it says whether
+/// `left` is told of each vCPU whose guest ends. `chores` is called between turns, at least once in a slice; it says whether
 /// it wants to be called again at once.
-pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&Core) -> bool) -> ! {
+pub fn run(core: &Core, left: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&Core) -> bool) -> ! {
     if core.index == 0 {
         prepare(core.host);
     }
@@ -233,6 +269,8 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
             }
         }
         let working = chores(core);
+        // Before the look at who was kicked: who is from here on ends the turn that begins now.
+        WOKEN[core.index].store(false, Ordering::SeqCst);
         let now = time::tsc();
         let Some((index, slice_end_tsc)) = queue.next_turn(now) else {
             sleep(core, queue.earliest_wake(), working);
@@ -245,9 +283,9 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
         current = Some(index);
         let slot = &mut queue.slots[index];
         if switch {
-            slot.vcpu.guest().account.lock().begin(core.index);
+            slot.vcpu.presence().account.lock().begin(core.index);
         }
-        let leave = slot.vcpu.run(core, switch, slice_end_tsc);
+        let leave = slot.vcpu.run(core, Turn { begin_tsc: now, end_tsc: slice_end_tsc });
         slot.used_ticks += time::tsc().wrapping_sub(now);
         match leave {
             Leave::Slice => core.writer.count(Event::SliceEnd),
@@ -256,7 +294,8 @@ pub fn run(core: &Core, ended: &dyn Fn(&Core, Box<Vcpu>, End), chores: &dyn Fn(&
                 let slot = queue.slots.remove(index);
                 LOAD[core.index].fetch_sub(1, Ordering::Relaxed);
                 current = None;
-                ended(core, slot.vcpu, end);
+                slot.vcpu.presence().account.lock().end();
+                left(core, slot.vcpu, end);
             }
         }
     }

@@ -10,6 +10,7 @@ mod mmio;
 mod msr;
 mod recent;
 mod report;
+mod startup;
 mod state;
 mod task;
 
@@ -23,16 +24,19 @@ use machine::cpu::event::PendingEvent;
 use machine::cpu::exit::ExitReason;
 use machine::cpu::msr::MsrState;
 use machine::cpu::report::ExitLog;
+use machine::device::lapic::Startup;
+use machine::device::{Devices, Requests};
 use machine::load::{EntryState, Mode as StartMode};
 use machine::manifest::End;
 use memory::{Event, Hpa, Owner};
 use shadow::{Flush, VcpuMmu};
 
 use crate::guest::Guest;
+use crate::guest::presence::Presence;
 use crate::host::{Host, direct, frames, time};
-use crate::schedule::Core;
+use crate::schedule::{Core, Turn};
 use crate::vmx::controls::{Controls, Feature};
-use crate::vmx::entry::{Entry, EntryOutcome, write_cr2};
+use crate::vmx::entry::{Entry, EntryOutcome, GuestRegisters, write_cr2};
 use crate::vmx::fields;
 use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
 use crate::vmx::host_state::HostState;
@@ -65,6 +69,8 @@ pub(crate) enum Next {
 /// One virtual processor of a guest.
 pub struct Vcpu {
     pub(crate) guest: Arc<Guest>,
+    /// What others see of it.
+    pub(crate) presence: Arc<Presence>,
     /// Its number in the guest.
     pub(crate) index: usize,
     pub(crate) entry: Entry,
@@ -99,9 +105,24 @@ pub struct Vcpu {
     /// The emulator's translations.
     pub(crate) recent: recent::Recent,
     vpid_base: u16,
+    /// It ran before: its VMCS knows its core, its MMU has a root.
     loaded: bool,
+    /// The core holds its state.
+    on_core: bool,
+    /// It waits for its guest to wake it, and has no turn until then.
+    parked: bool,
     /// Exits when the present benchmark operation began.
     bench_start: u64,
+}
+
+/// The vCPU that starts a guest; the others wait until it wakes them.
+const BOOTSTRAP: usize = 0;
+
+/// Returns a frame of a vCPU's to the allocator.
+fn give_back(core: usize, frame: Hpa) {
+    if let Err(error) = frames::allocator().free(core, frame.page(), Owner::Hypervisor) {
+        panic!("{error}");
+    }
 }
 
 /// Where guests' VPIDs start: each vCPU has [`shadow::TAGS`] of them.
@@ -131,10 +152,10 @@ impl Vcpu {
         // SAFETY: this core is in VMX operation, and the page is prepared and ours.
         let vmcs = unsafe { Vmcs::new(region) }.expect("a page prepared as a VMCS can be cleared");
         let mut controls = host.vmx.controls;
-        let apic = apic::ApicPages::new(&mut controls);
-        let control = match start.mode {
-            StartMode::Long => ControlState::long(start.cr3.0),
-            StartMode::Protected32 => ControlState::PROTECTED,
+        let Ok(apic) = apic::ApicPages::new(&mut controls) else {
+            extended.dispose(0);
+            give_back(0, region);
+            return None;
         };
         let start_tsc = guest.start_tsc();
         let msrs = MsrState::new(&guest.model.msr);
@@ -146,7 +167,7 @@ impl Vcpu {
             primary: controls.primary.bits(),
             controls,
             mmu: VcpuMmu::new(index as u8),
-            control,
+            control: ControlState::PROTECTED,
             msrs,
             cpuid_state: Dynamic {
                 apic_id: index as u32,
@@ -169,17 +190,35 @@ impl Vcpu {
             recent: recent::Recent::default(),
             vpid_base,
             loaded: false,
+            on_core: false,
+            parked: index != BOOTSTRAP,
             bench_start: 0,
+            presence: Arc::clone(&guest.vcpus[index]),
             guest,
         });
-        vcpu.refresh_paging();
-        // SAFETY: this core is in VMX operation; no other VMCS is in use at this moment (see `schedule`).
-        let vmcs = unsafe { vcpu.vmcs.load() }.expect("a cleared VMCS can be loaded");
-        vcpu.first_state(host, &vmcs, start);
+        if vcpu.parked {
+            // Its core finds it asleep; a kick that came before has its turn for itself.
+            let _ = vcpu.presence.try_to_sleep();
+        } else {
+            // SAFETY: this core is in VMX operation; no other VMCS is in use at this moment (see `schedule`).
+            let vmcs = unsafe { vcpu.vmcs.load() }.expect("a cleared VMCS can be loaded");
+            vcpu.begin(host, &vmcs, start);
+        }
         Some(vcpu)
     }
 
-    fn first_state(&mut self, host: &Host, vmcs: &CurrentVmcs, start: &EntryState) {
+    /// Puts it into the state in which it starts, as after INIT but for what `start` says.
+    fn begin(&mut self, host: &Host, vmcs: &CurrentVmcs, start: &EntryState) {
+        self.control = match start.mode {
+            StartMode::Long => ControlState::long(start.cr3.0),
+            StartMode::Protected32 => ControlState::PROTECTED,
+        };
+        (self.event, self.postponed, self.nmi, self.halted) = (None, None, false, false);
+        self.cpuid_state.osxsave = false;
+        self.cpuid_state.xcr0 = self.control.xcr0;
+        self.primary = self.controls.primary.bits();
+        self.loaded = false;
+        self.refresh_paging();
         let long = self.control.efer.contains(Efer::LMA);
         self.controls.write(vmcs, long);
         if self.controls.has(Feature::MsrBitmaps) {
@@ -207,11 +246,13 @@ impl Vcpu {
         vmcs.write(fields::CR0_GUEST_HOST_MASK, rules::cr0_host_mask());
         vmcs.write(fields::CR4_GUEST_HOST_MASK, rules::cr4_host_mask(&model.control, &model.fixed));
         self.write_control_registers(vmcs, None);
-        let registers = &mut self.entry.registers;
-        registers.rax = start.rax;
-        registers.rbx = start.rbx;
-        registers.rsi = start.rsi;
-        registers.rdi = start.rdi;
+        self.entry.registers = GuestRegisters {
+            rax: start.rax,
+            rbx: start.rbx,
+            rsi: start.rsi,
+            rdi: start.rdi,
+            ..GuestRegisters::default()
+        };
     }
 
     /// Takes the vCPU onto this core: its VMCS becomes the current one, the state outside of it is loaded.
@@ -230,24 +271,33 @@ impl Vcpu {
                 return Err(leave);
             }
         }
-        self.guest.presence.core.store(core.index as u32, Ordering::Release);
         core.writer.count(Event::VcpuSwitch);
-        // Each guest has one vCPU: another vCPU is another guest.
-        core.host.vmx.mitigations.switch(self.msrs.speculation_control(), true);
+        let another = core.last_guest.replace(Some(self.guest.identity())) != Some(self.guest.identity());
+        core.host.vmx.mitigations.switch(self.msrs.speculation_control(), another);
+        self.on_core = true;
         self.extended.load(&self.guest.model, &self.control);
         Ok(vmcs)
     }
 
     /// The core will run another vCPU.
     pub fn unload(&mut self) {
-        self.extended.save(&self.guest.model, &self.control);
+        if core::mem::take(&mut self.on_core) {
+            self.extended.save(&self.guest.model, &self.control);
+        }
     }
 
-    /// Runs until the slice ends at `slice_end_tsc`, the guest halts or ends. `switch`: another vCPU ran on this
-    /// core since.
+    /// Runs until its turn ends, it halts, or its guest ends.
     #[inline(never)]
-    pub fn run(&mut self, core: &Core, switch: bool, slice_end_tsc: u64) -> Leave {
-        let vmcs = if switch || !self.loaded {
+    pub fn run(&mut self, core: &Core, turn: Turn) -> Leave {
+        self.presence.wakes();
+        self.presence.looks();
+        if let Some(end) = self.guest.ends() {
+            return Leave::Ended(end);
+        }
+        if self.parked && !self.wake(core) {
+            return self.sleep(None);
+        }
+        let vmcs = if !self.on_core || !self.loaded {
             match self.load(core) {
                 Ok(vmcs) => vmcs,
                 Err(leave) => return leave,
@@ -257,15 +307,17 @@ impl Vcpu {
             unsafe { self.vmcs.load() }.expect("a VMCS of ours can be loaded")
         };
         self.attend();
+        // At hand: every entry and exit writes there.
+        let presence = Arc::clone(&self.presence);
         loop {
             // One comparison finds what waits for a look, what is due in the devices, and the end of the slice.
             let now = time::tsc();
             if now >= self.due_tsc
-                && let Next::Leave(leave) = self.overdue(core, &vmcs, now, slice_end_tsc)
+                && let Next::Leave(leave) = self.overdue(core, &vmcs, now, turn)
             {
                 return leave;
             }
-            match self.enter(core, &vmcs, now) {
+            match self.enter(core, &vmcs, &presence, now) {
                 EntryOutcome::Exited => {
                     if let Next::Leave(leave) = self.exited(core, &vmcs) {
                         return leave;
@@ -284,30 +336,30 @@ impl Vcpu {
 
     /// One entry, from the last look at the flush generation to the exit.
     #[inline(always)]
-    fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64) -> EntryOutcome {
-        let guest = &*self.guest;
-        guest.presence.in_guest.store(now_tsc, Ordering::SeqCst);
-        let generation = guest.generation.load(Ordering::SeqCst);
+    fn enter(&mut self, core: &Core, vmcs: &CurrentVmcs, presence: &Presence, now_tsc: u64) -> EntryOutcome {
+        presence.enters(now_tsc);
+        let generation = self.guest.generation.load(Ordering::SeqCst);
         if !self.mmu.is_good(generation) {
             core.invvpid.flush_context(self.vpid_base + self.mmu.tag() as u16);
             self.mmu.flushed(generation);
+            presence.flushes(generation);
             core.writer.count(Event::FlushLocal);
         }
         // SAFETY: the VMCS is this vCPU's and current; its controls and state are ours, with CR3 a shadow root that
         // leads to this guest's frames alone; the host state is this core's; interrupts are off.
         let outcome = unsafe { self.entry.enter(vmcs, &core.per_core.kick) };
-        guest.presence.in_guest.store(0, Ordering::Release);
+        presence.came_out();
         outcome
     }
 
     /// Something is due: a look around, or only the preemption timer's next count.
     #[inline(never)]
-    fn overdue(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64, slice_end_tsc: u64) -> Next {
+    fn overdue(&mut self, core: &Core, vmcs: &CurrentVmcs, now_tsc: u64, turn: Turn) -> Next {
         if self.due_tsc != 0 && now_tsc < self.deadline_tsc {
             self.arm(core, vmcs, now_tsc);
             return Next::Resume;
         }
-        self.look_around(core, vmcs, slice_end_tsc)
+        self.look_around(core, vmcs, turn)
     }
 
     /// Sees to it that the run ends at `deadline_tsc`.
@@ -325,20 +377,28 @@ impl Vcpu {
 
     /// What an entry may need and an exit may have changed: requests from outside, devices, deadlines, events.
     #[inline(never)]
-    fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, slice_end_tsc: u64) -> Next {
-        core.per_core.kick.store(0, Ordering::Release);
+    fn look_around(&mut self, core: &Core, vmcs: &CurrentVmcs, turn: Turn) -> Next {
+        core.per_core.kick.store(0, Ordering::SeqCst);
         self.take_back_event(vmcs);
-        if self.guest.stop_requested.load(Ordering::Acquire) {
-            return Next::Leave(Leave::Ended(End::Stopped));
+        // All that a kick may be for is looked at after this.
+        self.presence.looks();
+        if let Some(end) = self.guest.ends() {
+            return Next::Leave(Leave::Ended(end));
         }
-        self.guest.exits.store(self.exits(), Ordering::Relaxed);
+        self.presence.exits.store(self.exits(), Ordering::Relaxed);
         let typed = crate::console::tend(core.index);
-        if time::tsc() >= slice_end_tsc || typed {
+        let turn_end_tsc = turn.end_on(core.index);
+        if time::tsc() >= turn_end_tsc || typed {
             return Next::Leave(Leave::Slice);
         }
-        self.guest.attention.store(false, Ordering::Release);
         self.take_task_priority();
-        let next_tsc = self.update_devices(core);
+        self.revive();
+        let (next_tsc, startup) = self.update_devices(core);
+        if let Some(startup) = startup
+            && let Next::Leave(leave) = self.heed(startup)
+        {
+            return Next::Leave(leave);
+        }
         if self.choose_event(core, vmcs) {
             self.halted = false;
         }
@@ -346,33 +406,69 @@ impl Vcpu {
         if self.halted {
             return self.still_halted(vmcs, next_tsc);
         }
-        let patience_tsc = crate::console::patience_tsc(core.index);
-        self.deadline_tsc = next_tsc.map_or(slice_end_tsc, |tsc| tsc.min(slice_end_tsc)).min(patience_tsc);
+        let patience_tsc = crate::console::patience_tsc(core.index).min(self.look_into_mailbox());
+        self.deadline_tsc = next_tsc.map_or(turn_end_tsc, |tsc| tsc.min(turn_end_tsc)).min(patience_tsc);
         self.arm(core, vmcs, time::tsc());
         Next::Resume
     }
 
-    /// Lets the devices catch up, drains their console, and says when they are due next.
-    fn update_devices(&mut self, core: &Core) -> Option<u64> {
-        let now_ns = self.guest.now_ns();
+    /// Does something with the guest's devices, and tells those for whom it raised something: other vCPUs look around
+    /// soon, this one before it goes in again.
+    #[inline]
+    pub(crate) fn operate<R>(&mut self, operate: impl FnOnce(&mut Devices) -> R) -> R {
         let mut devices = self.guest.devices.lock();
+        let result = operate(&mut devices);
+        let kicks = devices.take_kicks();
+        drop(devices);
+        if kicks != 0 {
+            self.notify(kicks);
+        }
+        result
+    }
+
+    #[inline(never)]
+    fn notify(&mut self, kicks: u64) {
+        let own = 1 << self.index;
+        if kicks & own != 0 {
+            self.attend();
+        }
+        self.guest.kick(kicks & !own);
+    }
+
+    /// Lets the devices catch up, drains their console, and says when they are due next and what was asked of the vCPU
+    /// itself.
+    fn update_devices(&mut self, core: &Core) -> (Option<u64>, Option<Startup>) {
+        let guest = &*self.guest;
+        let now_ns = guest.now_ns();
+        let mut devices = guest.devices.lock();
         if devices.is_due(now_ns) {
             devices.advance(now_ns);
         }
-        let _ = devices.take_kicks();
         if devices.console_is_due() {
-            crate::console::drain(&self.guest, &mut devices);
+            crate::console::drain(guest, &mut devices);
         }
-        if let Some(port) = devices.take_unclaimed_port() {
+        let startup = match devices.requests(self.index).contains(Requests::STARTUP) {
+            true => devices.take_startup(self.index),
+            false => None,
+        };
+        let deadline_ns = devices.next_deadline_ns(self.index);
+        let unclaimed = devices.take_unclaimed_port();
+        // Its own requests are looked at next.
+        let others = devices.take_kicks() & !(1 << self.index);
+        drop(devices);
+        if others != 0 {
+            guest.kick(others);
+        }
+        if let Some(port) = unclaimed {
             core.writer.count(Event::PortUnclaimed);
             log::info!(
                 "guest {}: first access ({:?}) to port {:#x}, which no device has: it reads all-ones",
-                self.guest.name(),
+                guest.name(),
                 port.access,
                 port.port
             );
         }
-        devices.next_deadline_ns(self.index).map(|ns| self.guest.tsc_at(ns))
+        (deadline_ns.map(|ns| guest.tsc_at(ns)), startup)
     }
 
     /// The exit: counts it, remembers it, handles it.
@@ -416,6 +512,7 @@ impl Vcpu {
 
     /// Gives back what the vCPU holds. It runs no more.
     pub fn dispose(mut self: Box<Self>, core: &Core) {
+        self.presence.exits.store(self.exits(), Ordering::Relaxed);
         self.guest.mmu.lock().drop_root(&mut self.mmu);
         // SAFETY: the core is in VMX operation and this vCPU's; its CurrentVmcs is gone.
         let cleared = unsafe { self.vmcs.clear() };
@@ -424,9 +521,7 @@ impl Vcpu {
         if let Some(apic) = &self.apic {
             apic.dispose(core.index);
         }
-        if let Err(error) = frames::allocator().free(core.index, self.region().page(), Owner::Hypervisor) {
-            panic!("{error}");
-        }
+        give_back(core.index, self.region());
         write_cr2(0);
     }
 }

@@ -154,20 +154,17 @@ fn deliver() {
             }
             continue;
         };
-        let mut taken = 0;
-        {
+        let kicks = {
             let mut devices = guest.devices.lock();
             while !waiting.is_empty() {
                 let count = devices.push_input(waiting.front());
                 waiting.consume(count);
-                taken += count;
                 if count == 0 {
                     break;
                 }
             }
-        }
-        if taken > 0 {
-            guest.kick();
-        }
+            devices.take_kicks()
+        };
+        guest.kick(kicks);
     }
 }

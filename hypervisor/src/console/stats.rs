@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use memory::counters::{Population, Total};
+use memory::counters::{ExitCounts, Population, Total};
 use memory::{Owner, PAGE_SIZE};
 
 use super::focus;
@@ -45,7 +45,7 @@ struct Row {
 impl Row {
     fn exits(&self) -> u64 {
         match &self.guest {
-            Some(guest) => guest.exits.load(Ordering::Relaxed),
+            Some(guest) => guest.exits(),
             None => self.last.map_or(0, |last| last.exits),
         }
     }
@@ -70,7 +70,10 @@ impl Row {
 
     /// Its exits by reason, the most frequent first.
     fn exits_by_reason(&self) -> Vec<Total> {
-        let counts = self.guest.as_ref().map(|guest| guest.account.lock().now()).unwrap_or_default();
+        let mut counts = ExitCounts::default();
+        for vcpu in self.guest.iter().flat_map(|guest| &guest.vcpus) {
+            counts.add_between(&ExitCounts::default(), &vcpu.account.lock().now());
+        }
         let mut totals: Vec<Total> = counts.totals().filter(|total| total.sum > 0).collect();
         totals.sort_by_key(|total| core::cmp::Reverse(total.sum));
         totals
@@ -107,21 +110,20 @@ fn rows() -> Vec<Row> {
 /// Prints all guests on a line each.
 pub fn list(_core: &Core) {
     raw(format_args!(
-        "    # name                 state   memory    vcpus core      exits   shadow pages  uptime"
+        "    # name                 state   memory    vcpus         cores      exits   shadow pages  uptime"
     ));
     for (place, row) in rows().iter().enumerate() {
         let mark = if place == focus() { '*' } else { ' ' };
-        let mut core = heapless::String::<8>::new();
+        let mut cores = heapless::String::<CORES_WIDTH>::new();
         if let Some(guest) = &row.guest {
-            // A core's number has two digits.
-            let _ = write!(core, "{}", guest.presence.core.load(Ordering::Relaxed));
+            write_cores(&mut cores, guest);
         }
         let mut end = heapless::String::<40>::new();
         if let (None, Some(last)) = (&row.guest, row.last) {
             let _ = write!(end, "  ({})", Reason(last.end));
         }
         raw(format_args!(
-            "  {mark}{:2} {:20} {:7} {:5} MiB {:5} {core:>4} {:10} {:14} {:>5}.{:03} s{end}",
+            "  {mark}{:2} {:20} {:7} {:5} MiB {:5} {cores:>CORES_WIDTH$} {:10} {:14} {:>5}.{:03} s{end}",
             place + 1,
             row.name,
             row.state(),
@@ -132,6 +134,24 @@ pub fn list(_core: &Core) {
             row.uptime_ms() / 1000,
             row.uptime_ms() % 1000,
         ));
+    }
+}
+
+/// Columns for a guest's cores in the list.
+const CORES_WIDTH: usize = 13;
+
+/// The cores of a guest's vCPUs, in the vCPUs' order, as far as there is room.
+fn write_cores(out: &mut heapless::String<CORES_WIDTH>, guest: &Guest) {
+    for (number, vcpu) in guest.vcpus.iter().enumerate() {
+        let mut next = heapless::String::<4>::new();
+        // A core's number has two digits at most.
+        let _ = write!(next, "{}{}", if number == 0 { "" } else { "," }, vcpu.core());
+        let last = number + 1 == guest.vcpus.len();
+        if out.len() + next.len() + if last { 0 } else { 2 } > CORES_WIDTH {
+            let _ = out.push_str("..");
+            return;
+        }
+        let _ = out.push_str(&next);
     }
 }
 

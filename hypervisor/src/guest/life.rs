@@ -122,36 +122,29 @@ fn build(core: &Core, place: usize) -> Option<(Arc<Guest>, EntryState)> {
     }
 }
 
-/// Lets a built guest run.
+/// Lets a built guest run: each of its vCPUs is made on the core that it is to live on.
 fn launch(guest: Arc<Guest>, entry: EntryState) {
     let Some(payload) = PAYLOAD.get() else { return };
     // Asked for while it was being made: the console's quit.
     if QUITTING.load(Ordering::SeqCst) {
-        guest.stop_requested.store(true, Ordering::Release);
+        guest.end(End::Stopped);
     }
-    let target = schedule::choose_core(&guest.config.cores, payload.host.cores);
     let host = payload.host;
-    let make = move |core: &Core| {
-        let vcpu = Vcpu::new(host, Arc::clone(&guest), 0, &entry);
-        if vcpu.is_none() {
-            log::error!("guest {}: no frames are left for its vCPU", guest.name());
-            unmade(core, guest);
-        }
-        vcpu
-    };
-    schedule::place(target, Box::new(make));
-}
-
-/// A guest whose vCPU could not be made: it ends before it ran.
-fn unmade(core: &Core, guest: Arc<Guest>) {
-    let place = guest.id.index();
-    registry::with(|lines| {
-        lines[place].phase = Phase::Ending;
-        lines[place].guest = None;
-    });
-    start::dispose(&guest, core);
-    down(place);
-    finish_if_over();
+    for index in 0..guest.vcpus.len() {
+        let target = schedule::choose_core(&guest.config.cores, host.cores);
+        guest.vcpus[index].place(target);
+        let guest = Arc::clone(&guest);
+        let make = move |core: &Core| {
+            let vcpu = Vcpu::new(host, Arc::clone(&guest), index, &entry);
+            if vcpu.is_none() {
+                log::error!("guest {}: no frames are left for its vCPU {index}", guest.name());
+                guest.end(End::Crash);
+                gone(core, guest);
+            }
+            vcpu
+        };
+        schedule::place(target, Box::new(make));
+    }
 }
 
 /// The guest at `place` did not come to run.
@@ -162,35 +155,39 @@ fn down(place: usize) {
     });
 }
 
-/// A guest has ended: takes everything back, and restarts it or not.
-pub fn ended(core: &Core, vcpu: Box<Vcpu>, end: End) {
-    core.writer.count(Event::GuestEnded);
-    let (place, name, exits, ticks) = {
-        let guest = vcpu.guest();
-        console::finish(guest);
-        (
-            guest.id.index(),
-            guest.config.name.clone(),
-            vcpu.exits(),
-            time::tsc().saturating_sub(guest.start_tsc()),
-        )
-    };
-    let guest = registry::with(|lines| {
-        lines[place].phase = Phase::Ending;
-        lines[place].guest.take()
-    });
+/// A vCPU has left its guest, for this reason or because another one has: its guest ends, and when all vCPUs have
+/// left, it is taken down.
+pub fn left(core: &Core, vcpu: Box<Vcpu>, end: End) {
+    let guest = vcpu.owner();
+    guest.end(end);
     vcpu.dispose(core);
-    if let Some(guest) = guest {
-        account::close(&core.writer, guest.mmu.lock().stats());
-        let leaked = start::dispose(&guest, core);
-        if leaked != 0 {
-            log::error!("guest {name}: {leaked} frames did not come back");
-        }
-        if let Some(payload) = PAYLOAD.get() {
-            budget::apply(&payload.package.manifest.hypervisor);
-        }
+    gone(core, guest);
+}
+
+/// A vCPU of `guest` is gone. The last one takes everything back, and restarts the guest or not.
+fn gone(core: &Core, guest: Arc<Guest>) {
+    if !guest.vcpu_gone() {
+        return;
     }
-    log::info!("guest {name} ended: {} ({exits} exits, {ticks} ticks)", Reason(end));
+    core.writer.count(Event::GuestEnded);
+    console::finish(&guest);
+    let place = guest.id.index();
+    let end = guest.ends().unwrap_or(End::Crash);
+    let (exits, ticks) = (guest.exits(), time::tsc().saturating_sub(guest.start_tsc()));
+    registry::with(|lines| {
+        lines[place].phase = Phase::Ending;
+        lines[place].guest = None;
+    });
+    account::close(&core.writer, guest.mmu.lock().stats());
+    let leaked = start::dispose(&guest, core);
+    if leaked != 0 {
+        log::error!("guest {}: {leaked} frames did not come back", guest.name());
+    }
+    if let Some(payload) = PAYLOAD.get() {
+        budget::apply(&payload.package.manifest.hypervisor);
+    }
+    log::info!("guest {} ended: {} ({exits} exits, {ticks} ticks)", guest.name(), Reason(end));
+    drop(guest);
     let again = registry::with(|lines| {
         let line = &mut lines[place];
         line.last = Some(Last { end, exits, ticks });
@@ -225,8 +222,7 @@ pub fn stop(place: usize) -> bool {
         line.guest.clone()
     });
     let Some(guest) = guest else { return false };
-    guest.stop_requested.store(true, Ordering::Release);
-    guest.kick();
+    guest.end(End::Stopped);
     true
 }
 

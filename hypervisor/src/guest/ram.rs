@@ -56,6 +56,18 @@ impl GuestRam {
 
 impl GuestMemory for GuestRam {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), Unbacked> {
+        // What the processor reads in one piece is read in one: another vCPU may be writing it.
+        match buf.len() {
+            8 if gpa.0.is_multiple_of(8) => {
+                buf.copy_from_slice(&self.word_u64(gpa)?.load(Ordering::Relaxed).to_ne_bytes());
+                return Ok(());
+            }
+            4 if gpa.0.is_multiple_of(4) => {
+                buf.copy_from_slice(&self.word_u32(gpa)?.load(Ordering::Relaxed).to_ne_bytes());
+                return Ok(());
+            }
+            _ => {}
+        }
         let target = buf.as_mut_ptr();
         self.pieces(gpa, buf.len(), |source, at, bytes| {
             // SAFETY: `at + bytes` is at most `buf.len()`.
@@ -66,6 +78,15 @@ impl GuestMemory for GuestRam {
     }
 
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Unbacked> {
+        // Another vCPU, its page walker say, never sees half of what the processor writes in one piece.
+        if let (Ok(word), true) = (bytes.try_into(), gpa.0.is_multiple_of(8)) {
+            self.word_u64(gpa)?.store(u64::from_ne_bytes(word), Ordering::Release);
+            return Ok(());
+        }
+        if let (Ok(word), true) = (bytes.try_into(), gpa.0.is_multiple_of(4)) {
+            self.word_u32(gpa)?.store(u32::from_ne_bytes(word), Ordering::Release);
+            return Ok(());
+        }
         // All or nothing: look first.
         self.pieces(gpa, bytes.len(), |_, _, _| {})?;
         let source = bytes.as_ptr();

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use machine::manifest::{End, GuestConfig};
+use shadow::pages_min;
 use spin::Mutex;
 
 use super::Guest;
@@ -81,16 +82,18 @@ pub fn running(place: usize) -> Option<Arc<Guest>> {
     LINES.lock().get(place)?.guest.clone()
 }
 
-/// The running guest whose shadow MMU holds most beyond its guarantee; none if none holds more than
-/// `floor_frames` beyond it. Those in the set `without`, a bit for each number, are passed over.
-pub fn largest_excess(floor_frames: u64, without: u64) -> Option<Arc<Guest>> {
+/// The running guest whose shadow MMU holds most beyond its guarantee and what it needs to go on; none if none holds
+/// more. Those in the set `without`, a bit for each number, are passed over.
+pub fn largest_excess(without: u64) -> Option<Arc<Guest>> {
     let lines = LINES.lock();
     let asked = || {
         let running = lines.iter().filter_map(|line| line.guest.as_ref());
         running.filter(|guest| without >> (guest.id.index() % 64) & 1 == 0)
     };
     let victim = largest(asked().map(|guest| {
-        (guest.shadow_frames.load(Ordering::Relaxed), guest.guarantee_frames.max(floor_frames))
+        // Two frames for each page.
+        let kept = guest.guarantee_frames.max(2 * u64::from(pages_min(guest.config.vcpus)));
+        (guest.shadow_frames.load(Ordering::Relaxed), kept)
     }))?;
     asked().nth(victim).cloned()
 }

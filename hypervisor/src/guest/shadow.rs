@@ -3,10 +3,10 @@
 use core::sync::atomic::Ordering;
 
 use memory::{Claim, Event, FrameAllocator, Owner, Pfn, Pressure, Slots};
-use shadow::{Audited, FRAMES_PER_OPERATION, Host, PAGES_MIN, PAGES_PER_OPERATION, Violation};
+use shadow::{Audited, FRAMES_PER_OPERATION, Host, PAGES_PER_OPERATION, Violation, pages_min};
 
 use super::{Guest, ram::GuestRam, registry};
-use crate::host::{DirectMap, cores, frames};
+use crate::host::{DirectMap, frames};
 use crate::schedule::Core;
 
 /// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
@@ -49,20 +49,24 @@ impl Host for Surroundings<'_> {
         self.guest.generation.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Waits until the guest's vCPU, if another core runs it, is out of the guest: it flushes before it goes in
-    /// again. It cannot wait for us meanwhile in a way that keeps it in the guest: there it only runs guest code.
+    /// Asks every vCPU that is in the guest with older translations to come out, all of them first, then waits for
+    /// each: it flushes before it goes in again. None can wait for us meanwhile in a way that keeps it in: there it
+    /// only runs guest code. vCPUs on this core, this one among them, are outside.
     fn shoot_down(&self) {
-        let presence = &self.guest.presence;
-        let Some(other) = cores::core(presence.core.load(Ordering::Acquire) as usize) else { return };
-        let entry = presence.in_guest.load(Ordering::SeqCst);
-        if other.index() == self.core.index || entry == 0 {
+        let generation = self.guest.generation.load(Ordering::SeqCst);
+        let mut asked = false;
+        for vcpu in self.guest.vcpus.iter().filter(|vcpu| vcpu.is_behind(generation)) {
+            vcpu.interrupt();
+            asked = true;
+        }
+        if !asked {
             return;
         }
         self.core.writer.count(Event::ShootDown);
-        cores::kick(other);
-        // Another entry than that one has seen the new generation.
-        while presence.in_guest.load(Ordering::SeqCst) == entry {
-            core::hint::spin_loop();
+        for vcpu in &self.guest.vcpus {
+            while vcpu.is_behind(generation) {
+                core::hint::spin_loop();
+            }
         }
     }
 }
@@ -101,8 +105,10 @@ impl Guest {
                     return Err(Starved);
                 }
             }
-            host.shoot_down();
-            mmu.release(&host, self.generation.load(Ordering::SeqCst));
+            if mmu.has_retired() {
+                host.shoot_down();
+                mmu.release(&host, self.generation.load(Ordering::SeqCst));
+            }
         }
         let mut taken = [Pfn(0); SUPPLY_FRAMES];
         loop {
@@ -131,8 +137,9 @@ impl Guest {
             if mmu.stash_frames() < FRAMES_PER_OPERATION {
                 drop(mmu);
                 core.writer.count(Event::FramesShort);
-                let freed = reclaim(core, allocator);
-                if freed == 0 && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
+                // Another vCPU may have used up what this one brought in: only who gains nothing at all is starved.
+                let gained = reclaim(core, allocator);
+                if gained == 0 && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
                     return Err(Starved);
                 }
             }
@@ -191,19 +198,19 @@ fn give_back(core: &Core, frame: Pfn, owner: Owner) {
 
 /// Shrinks the cache from the low mark up to the high one: batch by batch, the guest with the largest excess over
 /// its guarantee first. Runs on the core that crossed the mark, between operations, without a global stop.
-/// Returns the frames that came free.
+/// Returns how many frames or shadow pages came free.
 fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
     let high = allocator.marks().high_frames();
-    let mut freed = 0;
+    let mut gained = 0;
     // Those that had nothing to give, by number.
     let mut exhausted = 0_u64;
     while allocator.free_frames() < high {
-        let Some(victim) = registry::largest_excess(u64::from(PAGES_MIN) * 2, exhausted) else { break };
+        let Some(victim) = registry::largest_excess(exhausted) else { break };
         let owner = Owner::Shadow(victim.id);
         let mut mmu = victim.mmu.lock();
         let host = victim.surroundings(core);
-        let floor = mmu.live_pages().saturating_sub(PAGES_MIN);
-        let gone = mmu.reclaim(&host, BATCH_PAGES.min(floor));
+        let above = mmu.live_pages().saturating_sub(pages_min(victim.config.vcpus));
+        let gone = mmu.reclaim(&host, BATCH_PAGES.min(above));
         host.shoot_down();
         mmu.release(&host, victim.generation.load(Ordering::SeqCst));
         let mut returned = 0;
@@ -217,11 +224,11 @@ fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
         drop(mmu);
         core.writer.count(Event::Reclaim);
         core.writer.add(Event::ReclaimedPage, u64::from(gone));
-        freed += returned;
+        gained += returned.max(gone.into());
         if gone == 0 && returned == 0 {
             // Its excess is what it needs to go on.
             exhausted |= 1 << (victim.id.index() % 64);
         }
     }
-    freed
+    gained
 }

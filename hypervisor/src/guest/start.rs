@@ -3,9 +3,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use ::shadow::{Config, Mmu};
+use ::shadow::{Config, Mmu, pages_min};
 use machine::cpu::control::FixedBits;
 use machine::cpu::cpuid::{CpuidModel, Offered};
 use machine::cpu::msr;
@@ -13,11 +13,12 @@ use machine::device::{DeviceConfig, Devices};
 use machine::load::{self, EntryState, LoadError, Module, Parts, RamLayout};
 use machine::manifest::{GuestConfig, Package};
 use memory::{BLOCK_PAGES, BLOCK_SIZE, GuestId, Hpa, Owner, Pfn, Slots, block_gfns};
-use spin::Mutex;
+use spin::{Mutex, Once};
 
-use super::{CpuModel, Guest, Presence, ram::GuestRam};
+use super::{CpuModel, Guest, presence::Presence, ram::GuestRam};
 use crate::host::{Host, direct, frames, heap, time};
 use crate::schedule::Core;
+use crate::vcpu::Vcpu;
 use crate::vmx::controls::Feature;
 use crate::vmx::msr::{ARCH_CAPABILITIES, MsrRead, Processor};
 
@@ -63,8 +64,8 @@ impl fmt::Display for StartError {
     }
 }
 
-/// Builds a guest: its RAM, zeroed and loaded, its MMU, devices and processor model. Its vCPU is to start in the
-/// state that comes with it.
+/// Builds a guest: its RAM, zeroed and loaded, its MMU, devices and processor model. Its first vCPU is to start in the
+/// state that comes with it; the others wait to be woken.
 ///
 /// # Errors
 /// [`StartError`]; everything is given back.
@@ -78,9 +79,11 @@ pub fn start(
     let id = u16::try_from(place).ok().and_then(GuestId::new).ok_or(StartError::TooMany)?;
     let cap = config.shadow_cap_frames.map_or(frames::allocator().total_frames() / 4, u64::from);
     // Two frames for each page: the table and its links.
-    let pages_max = default_pages(config.memory_bytes).min(cap / 2);
+    let pages_max = default_pages(config.memory_bytes).min(cap / 2).max(pages_min(config.vcpus).into());
     let ram_pages = config.memory_bytes / memory::PAGE_SIZE;
-    let heap_bytes = Mmu::heap_bytes(ram_pages as usize, pages_max as usize) + OTHER_HEAP_BYTES;
+    let heap_bytes = Mmu::heap_bytes(ram_pages as usize, pages_max as usize)
+        + OTHER_HEAP_BYTES
+        + config.vcpus as usize * (size_of::<Vcpu>() + VCPU_HEAP_BYTES);
     if heap_bytes > heap::usage().1 {
         return Err(StartError::Heap { wanted_kib: heap_bytes >> 10, free_kib: heap::usage().1 >> 10 });
     }
@@ -134,14 +137,17 @@ pub fn start(
         devices: Mutex::new(devices),
         model,
         generation: AtomicU64::new(1),
-        presence: Presence::default(),
+        vcpus: (0..config.vcpus).map(|_| Arc::new(Presence::default())).collect(),
+        vcpus_left: AtomicU32::new(config.vcpus),
+        // All but the first one.
+        parked: AtomicU64::new(u64::MAX >> (64 - config.vcpus) & !1),
+        dead: AtomicU64::new(0),
+        mailbox: entry.mailbox,
         shadow_frames: AtomicU64::new(0),
         guarantee_frames: config.shadow_guarantee_frames.map_or(0, u64::from),
-        stop_requested: AtomicBool::new(false),
-        attention: AtomicBool::new(true),
+        end: Once::new(),
+        startup_told: Once::new(),
         start_tsc: time::tsc(),
-        exits: AtomicU64::new(0),
-        account: Mutex::default(),
     };
     Ok((Arc::new(guest), entry))
 }
@@ -149,9 +155,11 @@ pub fn start(
 /// The time of day at a guest's start: the real-time clock of the host is not read, so that runs repeat.
 const START_OF_TIME_UNIX_S: u64 = 1_700_000_000;
 
-/// What a guest takes of the heap beside its MMU, and room for the pieces that the heap is in: devices, processor
-/// model, configuration, vCPU.
+/// What a guest takes of the heap beside its MMU and its vCPUs, and room for the pieces that the heap is in: devices,
+/// processor model, configuration.
 const OTHER_HEAP_BYTES: usize = 64 * 1024;
+/// What each vCPU takes beside itself: its local APIC, its presence, its place in a core's queue.
+const VCPU_HEAP_BYTES: usize = 4096;
 
 /// Shadow pages a guest may have where its manifest sets no cap: one for each 16 pages of its RAM, which is
 /// 32 times what mapping all of it once takes.

@@ -190,8 +190,15 @@ pub fn set_boot_apic_id(id: u32) {
 /// sleep included. What was stored before is visible to it when it sees the byte.
 #[inline]
 pub fn kick(core: &PerCore) {
-    core.kick.store(1, Ordering::Release);
+    ask(core);
     apic::send_nmi(core.apic_id());
+}
+
+/// The same without interrupting it: it sees the byte before it next enters a guest or sleeps. Whoever stores what
+/// says that it is about to enter, before it looks at the byte, is found by who asks first and looks for that then.
+#[inline]
+pub fn ask(core: &PerCore) {
+    core.kick.store(1, Ordering::SeqCst);
 }
 
 // Sleep until an interrupt or a kick. STI takes effect after the next instruction, so no interrupt is lost between

@@ -24,6 +24,10 @@ const TASK_PRIORITY: usize = 0x80;
 /// The APIC-access page: one for all guests, whose accesses never reach it.
 static ACCESS_PAGE: Once<Option<Pfn>> = Once::new();
 
+/// There is no frame left.
+#[derive(Debug)]
+pub(crate) struct NoFrame;
+
 /// The pages of one vCPU.
 pub(crate) struct ApicPages {
     access: Pfn,
@@ -33,26 +37,26 @@ pub(crate) struct ApicPages {
 }
 
 impl ApicPages {
-    /// Takes the pages, where `controls` has the features; else takes the features out of `controls`.
-    pub fn new(controls: &mut Controls) -> Option<ApicPages> {
+    /// Takes the pages, where `controls` has the features; else takes the features out of `controls`. The same for all
+    /// vCPUs: one without the features would reach the access page itself.
+    ///
+    /// # Errors
+    /// No frame is left.
+    pub fn new(controls: &mut Controls) -> Result<Option<ApicPages>, NoFrame> {
         let able = controls.primary.contains(PrimaryControls::USE_TPR_SHADOW)
             && controls.secondary.contains(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
-        let pages = if able { Self::take() } else { None };
-        if pages.is_none() {
+        let page = || frames::allocator().alloc(0, Owner::Hypervisor, Claim::Begun);
+        let access = if able { *ACCESS_PAGE.call_once(page) } else { None };
+        let Some(access) = access else {
             controls.primary.remove(PrimaryControls::USE_TPR_SHADOW);
             controls.primary.insert(PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING);
             controls.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
-        }
-        pages
-    }
-
-    fn take() -> Option<ApicPages> {
-        let page = || frames::allocator().alloc(0, Owner::Hypervisor, Claim::Begun);
-        let access = (*ACCESS_PAGE.call_once(page))?;
-        let virtual_apic = page()?.address();
+            return Ok(None);
+        };
+        let virtual_apic = page().ok_or(NoFrame)?.address();
         // SAFETY: the frame is ours alone.
         unsafe { core::ptr::write_bytes(direct(virtual_apic), 0, 4096) };
-        Some(ApicPages { access, virtual_apic, known: 0 })
+        Ok(Some(ApicPages { access, virtual_apic, known: 0 }))
     }
 
     /// Gives the virtual-APIC page back.
@@ -78,11 +82,17 @@ impl ApicPages {
 }
 
 impl Vcpu {
-    /// Tells the shadow MMU where the guest has its local APIC's page, if the processor is to serve it there.
+    /// Tells the shadow MMU where the guest has its local APICs' pages, if the processor is to serve them there. All
+    /// vCPUs share the tables: it serves them while all have theirs at the usual place. (One that has moved its own
+    /// meanwhile exits there all the same, and is told by the devices that nothing is there.)
     pub(crate) fn place_apic_page(&mut self, core: &Core) {
         let Some(apic) = &self.apic else { return };
-        let access = self.guest.devices.lock().lapic_access(self.index);
-        let page = (access == Access::Page(LAPIC_BASE.0)).then_some((LAPIC_BASE.page(), apic.access));
+        let usual = {
+            let devices = self.guest.devices.lock();
+            let mut all = 0..self.guest.vcpus.len();
+            all.all(|vcpu| devices.lapic_access(vcpu) == Access::Page(LAPIC_BASE.0))
+        };
+        let page = usual.then_some((LAPIC_BASE.page(), apic.access));
         let host = self.guest.surroundings(core);
         self.guest.mmu.lock().set_device_page(&host, page);
     }
@@ -95,6 +105,7 @@ impl Vcpu {
         let now = apic.task_priority().load(Ordering::Relaxed);
         if now != apic.known {
             apic.known = now;
+            // Concerns nobody else: who took the lowest priority has it already.
             self.guest.devices.lock().set_tpr(self.index, now);
         }
     }

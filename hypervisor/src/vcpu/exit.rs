@@ -217,7 +217,8 @@ impl Vcpu {
             CrAccess::Write { cr: 8, register } => {
                 return match check_cr8(self.register(vmcs, register)) {
                     Ok(cr8) => {
-                        self.guest.devices.lock().set_cr8(self.index, cr8);
+                        let index = self.index;
+                        self.operate(|devices| devices.set_cr8(index, cr8));
                         self.attend();
                         self.skip(vmcs);
                         Next::Resume
@@ -256,9 +257,14 @@ impl Vcpu {
 
     /// Nothing has ended the HLT yet: the core is free until something is due in the devices.
     pub(crate) fn still_halted(&mut self, vmcs: &CurrentVmcs, until_tsc: Option<u64>) -> Next {
-        let interrupts_off = vmcs.read(fields::GUEST_RFLAGS) & RFLAGS_INTERRUPT == 0;
-        // With interrupts off only an NMI could wake it, and there is no other processor to send one.
-        Next::Leave(if interrupts_off { Leave::Ended(End::Halted) } else { Leave::Halted(until_tsc) })
+        if vmcs.read(fields::GUEST_RFLAGS) & RFLAGS_INTERRUPT == 0 {
+            // Only an NMI can wake it, and only another vCPU sends one.
+            self.die();
+            if self.guest.is_dead() {
+                return Next::Leave(Leave::Ended(End::Halted));
+            }
+        }
+        Next::Leave(self.sleep(until_tsc))
     }
 
     #[inline(never)]

@@ -1,5 +1,7 @@
 //! The page-fault exit.
 
+use core::sync::atomic::Ordering;
+
 use machine::cpu::event::Exception;
 use memory::{Event, Gpa, Gva};
 use shadow::{Access, ErrorCode, Fill, Kind, walk};
@@ -28,19 +30,27 @@ pub(crate) struct Stuck {
     times: u32,
     /// The number of the last exit that was such a fault.
     exit: u64,
+    /// The guest's flush generation after it was dealt with.
+    generation: u64,
 }
 
 impl Stuck {
-    /// Notes the fault of exit number `exit` at `rip`. Returns how often in a row this instruction has faulted at pages
-    /// that it had faulted at before.
+    /// Notes the fault of exit number `exit` at `rip`, at flush generation `generation`. Returns how often in a row this
+    /// instruction has faulted at pages that it had faulted at before.
     #[inline]
-    fn again(&mut self, exit: u64, rip: u64, gva: u64) -> u32 {
+    fn again(&mut self, exit: u64, rip: u64, gva: u64, generation: u64) -> u32 {
         let page = gva >> 12;
         // Any other exit in between is progress.
         let in_a_row = self.rip == rip && self.exit.wrapping_add(1) == exit;
         self.exit = exit;
         if !in_a_row {
-            *self = Stuck { rip, pages: [page, u64::MAX, u64::MAX, u64::MAX], next: 1, times: 0, exit };
+            let pages = [page, u64::MAX, u64::MAX, u64::MAX];
+            *self = Stuck { rip, pages, next: 1, times: 0, exit, generation };
+            return 0;
+        }
+        if self.generation != generation {
+            // Another vCPU, or reclaim, took something away since: that may be why it faults again. (A loop of one
+            // instruction that writes a page table which another vCPU keeps flushing looks like this for ever.)
             return 0;
         }
         if self.pages.contains(&page) {
@@ -94,7 +104,8 @@ impl Vcpu {
             }
         };
         core.writer.count(Event::FaultShadow);
-        let times = self.stuck.again(self.exits(), vmcs.read(fields::GUEST_RIP), gva.0);
+        let generation = self.guest.generation.load(Ordering::Relaxed);
+        let times = self.stuck.again(self.exits(), vmcs.read(fields::GUEST_RIP), gva.0, generation);
         if times > IMPLICIT_AFTER && access.smap_overridden {
             let implicit = Access { smap_overridden: false, ..access };
             if let Err(fault) = walk::walk(&self.mmu.paging, &self.guest.ram, gva, implicit) {
@@ -115,7 +126,10 @@ impl Vcpu {
             let host = self.guest.surroundings(core);
             let outcome = self.guest.mmu.lock().fill(&host, &self.mmu, gva, access, found);
             match outcome {
-                Fill::Filled | Fill::Changed => return Next::Resume,
+                Fill::Filled | Fill::Changed => {
+                    self.stuck.generation = self.guest.generation.load(Ordering::Relaxed);
+                    return Next::Resume;
+                }
                 Fill::Mmio(_) => {
                     core.writer.count(Event::Mmio);
                     if code.has(ErrorCode::RESERVED) {

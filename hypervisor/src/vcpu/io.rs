@@ -16,15 +16,14 @@ use crate::vmx::vmcs::CurrentVmcs;
 
 impl Ports for View<'_> {
     fn input(&mut self, port: u16, width: Width) -> u32 {
-        let guest = &self.vcpu.guest;
-        let now_ns = guest.now_ns();
-        guest.devices.lock().port_read(port, device_width(width), now_ns)
+        let now_ns = self.vcpu.guest.now_ns();
+        self.vcpu.operate(|devices| devices.port_read(port, device_width(width), now_ns))
     }
 
     fn output(&mut self, port: u16, width: Width, value: u32) -> Flow {
-        let guest = &self.vcpu.guest;
-        let now_ns = guest.now_ns();
-        self.outcome = guest.devices.lock().port_write(port, device_width(width), value, now_ns);
+        let now_ns = self.vcpu.guest.now_ns();
+        self.outcome =
+            self.vcpu.operate(|devices| devices.port_write(port, device_width(width), value, now_ns));
         if self.outcome == DeviceOutcome::Done { Flow::Continue } else { Flow::Leave }
     }
 }
@@ -38,15 +37,9 @@ impl Vcpu {
         }
         let now_ns = self.guest.now_ns();
         let width = device_width(access.width);
-        let mut devices = self.guest.devices.lock();
         if access.input {
             core.writer.count(Event::PortRead);
-            let value = devices.port_read(access.port, width, now_ns);
-            let kicks = devices.take_kicks();
-            drop(devices);
-            if kicks != 0 {
-                self.attend();
-            }
+            let value = self.operate(|devices| devices.port_read(access.port, width, now_ns));
             let rax = &mut self.entry.registers.rax;
             *rax = match access.width {
                 Width::Byte => *rax & !0xff | u64::from(value & 0xff),
@@ -58,12 +51,7 @@ impl Vcpu {
         }
         core.writer.count(Event::PortWrite);
         let value = self.entry.registers.rax as u32;
-        let outcome = devices.port_write(access.port, width, value, now_ns);
-        let kicks = devices.take_kicks();
-        drop(devices);
-        if kicks != 0 {
-            self.attend();
-        }
+        let outcome = self.operate(|devices| devices.port_write(access.port, width, value, now_ns));
         self.skip(vmcs);
         self.after_port_write(outcome)
     }

@@ -9,6 +9,7 @@ use memory::{Gpa, GuestMemory, Gva};
 use shadow::Kind;
 
 use super::{Next, Vcpu};
+use crate::guest::ram::GuestRam;
 use crate::schedule::Core;
 use crate::vmx::fields;
 use crate::vmx::guest_state::SegmentName as VmcsSegment;
@@ -97,11 +98,14 @@ impl<'a> View<'a> {
         Ok(self.vcpu.translate(gva, kind, user, alignment_check)?)
     }
 
-    /// The shadow hears of the write before it happens (H16).
-    fn before_write(&self, gpa: Gpa) {
+    /// Writes to RAM: the shadow hears of it before it happens (H16). Under the lock to the end, or another vCPU's flush
+    /// could bring a table up to date in between and never hear of the write (H12).
+    fn write_ram<R>(&self, gpa: Gpa, write: impl FnOnce(&GuestRam) -> R) -> R {
         let guest = &self.vcpu.guest;
         let host = guest.surroundings(self.core);
-        guest.mmu.lock().before_write(&host, gpa.page());
+        let mut mmu = guest.mmu.lock();
+        mmu.before_write(&host, gpa.page());
+        write(&guest.ram)
     }
 }
 
@@ -113,24 +117,24 @@ impl Bus for View<'_> {
         if guest.ram.read(gpa, &mut bytes[..width.bytes()]).is_ok() {
             return Ok(u64::from_le_bytes(bytes));
         }
-        let now_ns = guest.now_ns();
+        let (index, now_ns) = (self.vcpu.index, guest.now_ns());
         let width = device_width(width);
-        Ok(guest.devices.lock().mmio_read(self.vcpu.index, gpa, width, now_ns).unwrap_or(width.ones()))
+        let read = self.vcpu.operate(|devices| devices.mmio_read(index, gpa, width, now_ns));
+        Ok(read.unwrap_or(width.ones()))
     }
 
     fn store(&mut self, gva: Gva, width: Width, value: u64) -> Result<(), Fault> {
         let gpa = self.translate(gva, Kind::Write)?;
         if self.vcpu.guest.ram.slots.pfn(gpa.page()).is_some() {
-            self.before_write(gpa);
             // Just found to be RAM, and RAM does not go away.
-            let _ = self.vcpu.guest.ram.write(gpa, &value.to_le_bytes()[..width.bytes()]);
+            let _ = self.write_ram(gpa, |ram| ram.write(gpa, &value.to_le_bytes()[..width.bytes()]));
             return Ok(());
         }
-        let guest = &self.vcpu.guest;
-        let now_ns = guest.now_ns();
+        let (index, now_ns) = (self.vcpu.index, self.vcpu.guest.now_ns());
         self.wrote_device = true;
+        let width = device_width(width);
         // A write that nobody takes is lost, as on a bus.
-        let _ = guest.devices.lock().mmio_write(self.vcpu.index, gpa, device_width(width), value, now_ns);
+        let _ = self.vcpu.operate(|devices| devices.mmio_write(index, gpa, width, value, now_ns));
         Ok(())
     }
 
@@ -145,15 +149,23 @@ impl Bus for View<'_> {
 
     fn compare_exchange(&mut self, gva: Gva, width: Width, old: u64, new: u64) -> Result<bool, Fault> {
         let gpa = self.translate(gva, Kind::Write)?;
-        let ram = &self.vcpu.guest.ram;
-        if ram.slots.pfn(gpa.page()).is_some() {
-            self.before_write(gpa);
+        if self.vcpu.guest.ram.slots.pfn(gpa.page()).is_some() {
             let aligned = gpa.0 % width.bytes() as u64 == 0;
-            let exchanged = match width {
+            let exchanged = self.write_ram(gpa, |ram| match width {
                 Width::Qword if aligned => ram.compare_exchange_u64(gpa, old, new),
                 Width::Dword if aligned => ram.compare_exchange_u32(gpa, old as u32, new as u32),
+                Width::Byte | Width::Word if aligned => {
+                    // As a part of the dword that it lies in.
+                    let shift = 8 * (gpa.0 & 3);
+                    let mask = (device_width(width).ones() as u32) << shift;
+                    let word = Gpa(gpa.0 & !3);
+                    let around = ram.load_u32(word)? & !mask;
+                    let part = |value: u64| around | (value as u32) << shift & mask;
+                    ram.compare_exchange_u32(word, part(old), part(new))
+                }
+                // Across its boundary: not in one piece.
                 _ => ram.write(gpa, &new.to_le_bytes()[..width.bytes()]).map(|()| true),
-            };
+            });
             return Ok(exchanged.unwrap_or(true));
         }
         self.store(gva, width, new)?;

@@ -20,13 +20,13 @@ impl Vcpu {
     fn shift_tsc(&mut self, vmcs: &CurrentVmcs, ticks: u64) {
         self.tsc_offset = self.tsc_offset.wrapping_add(ticks);
         vmcs.write(fields::TSC_OFFSET, self.tsc_offset);
-        let (now_tsc, now_ns) = (self.guest_tsc(), self.guest.now_ns());
-        let mut devices = self.guest.devices.lock();
-        let deadline = devices.tsc_deadline(self.index);
-        if deadline != 0 {
-            devices.set_tsc_deadline(self.index, deadline, now_tsc, now_ns);
-        }
-        drop(devices);
+        let (now_tsc, now_ns, index) = (self.guest_tsc(), self.guest.now_ns(), self.index);
+        self.operate(|devices| {
+            let deadline = devices.tsc_deadline(index);
+            if deadline != 0 {
+                devices.set_tsc_deadline(index, deadline, now_tsc, now_ns);
+            }
+        });
         self.attend();
     }
 
@@ -41,8 +41,8 @@ impl Vcpu {
             MsrRead::TscDeadline => Some(self.guest.devices.lock().tsc_deadline(self.index)),
             MsrRead::Lapic(index) => {
                 self.take_task_priority();
-                let now_ns = self.guest.now_ns();
-                self.guest.devices.lock().x2apic_read(self.index, index, now_ns).ok()
+                let (vcpu, now_ns) = (self.index, self.guest.now_ns());
+                self.operate(|devices| devices.x2apic_read(vcpu, index, now_ns)).ok()
             }
             MsrRead::Efer => Some(self.control.efer.bits()),
             MsrRead::GeneralProtection => None,
@@ -71,31 +71,30 @@ impl Vcpu {
             }
             MsrWrite::ShiftTsc(ticks) => self.shift_tsc(vmcs, ticks),
             MsrWrite::ApicBase(value) => {
-                let mut devices = self.guest.devices.lock();
-                if devices.set_apic_base(self.index, value).is_err() {
-                    drop(devices);
-                    return self.raise(vmcs, Exception::PROTECTION);
-                }
-                self.cpuid_state.apic_enabled = devices.apic_base(self.index) & 1 << 11 != 0;
-                drop(devices);
+                let index = self.index;
+                let base = self.operate(|devices| {
+                    devices.set_apic_base(index, value).map(|()| devices.apic_base(index))
+                });
+                let Ok(base) = base else { return self.raise(vmcs, Exception::PROTECTION) };
+                self.cpuid_state.apic_enabled = base & 1 << 11 != 0;
                 self.place_apic_page(core);
                 self.attend();
             }
             MsrWrite::TscDeadline(deadline) => {
-                let (now_tsc, now_ns) = (self.guest_tsc(), self.guest.now_ns());
-                self.guest.devices.lock().set_tsc_deadline(self.index, deadline, now_tsc, now_ns);
+                let (now_tsc, now_ns, index) = (self.guest_tsc(), self.guest.now_ns(), self.index);
+                self.operate(|devices| devices.set_tsc_deadline(index, deadline, now_tsc, now_ns));
                 self.attend();
             }
             MsrWrite::Lapic(index, value) => {
                 self.take_task_priority();
-                let now_ns = self.guest.now_ns();
-                let mut devices = self.guest.devices.lock();
-                if devices.x2apic_write(self.index, index, value, now_ns).is_err() {
-                    drop(devices);
+                let (vcpu, now_ns) = (self.index, self.guest.now_ns());
+                let written = self.operate(|devices| {
+                    let written = devices.x2apic_write(vcpu, index, value, now_ns);
+                    written.map(|()| index == MSR_EOI && devices.is_quiet(vcpu))
+                });
+                let Ok(quiet) = written else {
                     return self.raise(vmcs, Exception::PROTECTION);
-                }
-                let quiet = index == MSR_EOI && devices.is_quiet(self.index);
-                drop(devices);
+                };
                 if !quiet {
                     self.attend();
                 }

@@ -3,6 +3,11 @@
 //!
 //! It forgets whatever the guest flushes, as the processor's TLB must: all at a change of the address space or its
 //! rules, and at INVLPG. What it still holds after a guest changed an entry without a flush is what a TLB may hold.
+//!
+//! That holds for several vCPUs too: a processor's TLB is flushed by that processor alone, so the guest must have each
+//! vCPU flush for itself, and each forgets here when it does. Nor need it hear of what reclaim and the write tracker
+//! remove: it holds no frames but guest page numbers, which the guest's RAM answers for as long as the guest lives, and
+//! every write of the emulator's asks the tracker anew, whatever led it to the page.
 
 use core::cell::Cell;
 

@@ -1,7 +1,7 @@
 //! The end of a guest that did something it may not: a report that a person can act on.
 
+use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::Ordering;
 
 use machine::cpu::exit::InterruptionInfo;
 use machine::cpu::registers::SegmentState;
@@ -11,6 +11,8 @@ use machine::manifest::End;
 use memory::Event;
 
 use super::{Leave, Vcpu};
+use crate::guest::Guest;
+use crate::guest::presence::Presence;
 use crate::schedule::Core;
 use crate::vmx::entry::read_cr2;
 use crate::vmx::fields;
@@ -41,6 +43,10 @@ impl Vcpu {
     /// Stops this guest, and it alone, for `cause`.
     #[cold]
     pub(crate) fn stop(&mut self, core: &Core, vmcs: &CurrentVmcs, cause: &dyn fmt::Display) -> Leave {
+        if !self.guest.end(End::Crash) {
+            // It ends already: one report is enough.
+            return Leave::Ended(End::Crash);
+        }
         core.writer.count(Event::GuestStopped);
         self.refresh_control(vmcs);
         let state = GuestState::read(vmcs, &self.controls);
@@ -75,7 +81,11 @@ impl Vcpu {
             instruction: &bytes[..count],
             history: &self.log,
         };
-        log::warn!("guest {} is stopped: {cause}", self.guest.name());
+        if self.guest.vcpus.len() > 1 {
+            log::warn!("guest {} is stopped by its vCPU {}: {cause}", self.guest.name(), self.index);
+        } else {
+            log::warn!("guest {} is stopped: {cause}", self.guest.name());
+        }
         let mut lines = Lines::default();
         // Writing into the buffer cannot fail: what does not fit into a line is cut.
         let _ = fmt::write(&mut lines, format_args!("{report}\n"));
@@ -95,11 +105,16 @@ impl Vcpu {
 
     /// Whether it wants to run though it halted.
     pub fn wants_attention(&self) -> bool {
-        self.guest.attention.load(Ordering::Acquire) || self.guest.stop_requested.load(Ordering::Acquire)
+        self.presence.is_kicked()
     }
 
     /// The guest it belongs to.
-    pub fn guest(&self) -> &crate::guest::Guest {
-        &self.guest
+    pub fn owner(&self) -> Arc<Guest> {
+        Arc::clone(&self.guest)
+    }
+
+    /// What others see of it.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 }
