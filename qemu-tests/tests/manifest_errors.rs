@@ -18,7 +18,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ("not_toml", "[[guest", &["guests.toml:4:"]),
     ("memory_unit", "memory = \"33M\"", &["guests.toml:4:10", "give \"32M\" or \"34M\""]),
     ("too_much_memory", "memory = \"900G\"", &["guests.toml:4:10", "--memory"]),
-    ("too_many_processors", "vcpus = 3", &["guests.toml:4:9", "give 1"]),
+    ("too_many_processors", "vcpus = 65", &["guests.toml:4:9", "give 1 to 64"]),
     ("no_such_core", "cores = [200]", &["guests.toml:4:10", "--cores 201"]),
     ("missing_file", "initrd = \"none.cpio\"", &["guests.toml:4:10", "none.cpio"]),
     (

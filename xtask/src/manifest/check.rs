@@ -13,13 +13,11 @@ use super::words::{self, Misspelt};
 use super::{File, FileName, Guest, Limits, Plan, Problem, Problems, Source};
 use crate::payload::{OWN_GUESTS, OwnGuest};
 
-/// Virtual processors that each protocol's guests can have for now.
-const VCPUS_SUPPORTED: u32 = 1;
 /// Memory of the machine that is not for guests: the hypervisor, the payload, the shadow pages.
 const RESERVE_MIB: u64 = 64;
-/// With fewer frames in the shadow budget for each guest, guests are stopped: reclaim leaves 40 pages of two frames
-/// each to a guest, which keeps up to 30 frames ready for its next operation, and the marks lie 16 above.
-const SHADOW_FRAMES_PER_GUEST_MIN: u64 = 128;
+/// With fewer frames in the shadow budget for each virtual processor, guests are stopped: reclaim leaves 40 pages of two
+/// frames each to each of them, a guest keeps up to 30 frames ready for its next operation, and the marks lie 16 above.
+const SHADOW_FRAMES_PER_VCPU_MIN: u64 = 128;
 /// Guest memory where the manifest gives none.
 const MEMORY_DEFAULT: u64 = 128 << 20;
 
@@ -30,7 +28,7 @@ pub fn check(source: &Source, limits: &Limits) -> Result<Plan, Problems> {
     let mut checker = Checker { source, limits, problems: Vec::new() };
     let hypervisor = checker.hypervisor(&document.hypervisor);
     let guests = checker.guests(&document.guest);
-    checker.shadow_budget(&document.hypervisor, guests.len());
+    checker.shadow_budget(&document.hypervisor, guests.iter().map(|guest| u64::from(guest.vcpus)).sum());
     if checker.problems.is_empty() {
         Ok(Plan { source: source.clone(), hypervisor, guests })
     } else {
@@ -182,13 +180,13 @@ impl Checker<'_> {
     }
 
     /// A guest that cannot get what one operation of its shadow MMU needs is stopped: better said before it runs.
-    fn shadow_budget(&mut self, table: &HypervisorTable, guests: usize) {
+    fn shadow_budget(&mut self, table: &HypervisorTable, vcpus: u64) {
         let Some(budget) = &table.shadow_frames else { return };
-        let least = guests as u64 * SHADOW_FRAMES_PER_GUEST_MIN;
+        let least = vcpus * SHADOW_FRAMES_PER_VCPU_MIN;
         if *budget.get_ref() != 0 && u64::from(*budget.get_ref()) < least {
             let what = format!(
-                "{} frames for shadow pages are too few: a guest cannot do with fewer than \
-                 {SHADOW_FRAMES_PER_GUEST_MIN}",
+                "{} frames for shadow pages are too few: a virtual processor cannot do with fewer than \
+                 {SHADOW_FRAMES_PER_VCPU_MIN}",
                 budget.get_ref()
             );
             self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
@@ -293,17 +291,8 @@ impl Checker<'_> {
 
     fn vcpus(&mut self, table: &GuestTable) -> u32 {
         let Some(vcpus) = &table.vcpus else { return 1 };
-        let count = *vcpus.get_ref();
-        if !(1..=VCPUS_SUPPORTED).contains(&count) {
-            let what = format!("a guest cannot have {count} virtual processors");
-            self.report(
-                vcpus.span(),
-                &what,
-                "here",
-                &format!("give {VCPUS_SUPPORTED}: more are not supported yet"),
-            );
-        }
-        count
+        self.obey(vcpus.span(), rules::check_vcpus(*vcpus.get_ref()));
+        *vcpus.get_ref()
     }
 
     fn cores(&mut self, table: &GuestTable) -> Vec<u32> {

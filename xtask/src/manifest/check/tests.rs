@@ -34,7 +34,7 @@ fn one(text: &str, golden: &str) {
 
 #[test]
 fn a_whole_message_is_shown_at_its_place() {
-    let source = Source::from_text("guests.toml", &guest("memory = \"5M\"\nvcpus = 2"));
+    let source = Source::from_text("guests.toml", &guest("memory = \"5M\"\nvcpus = 65"));
     let problems = check(&source, &LIMITS).expect_err("bad");
     let golden = r#"error: memory comes in units of 2 MiB, 5242880 bytes are no multiple
  --> guests.toml:4:10
@@ -148,14 +148,14 @@ fn memory() {
 
 #[test]
 fn processors_and_cores() {
-    for (count, vcpus) in [(0, "vcpus = 0"), (2, "vcpus = 2")] {
+    for (count, vcpus) in [(0, "vcpus = 0"), (65, "vcpus = 65")] {
         one(
             &guest(vcpus),
-            &format!(
-                "4: a guest cannot have {count} virtual processors [here] help: give 1: more are not supported yet"
-            ),
+            &format!("4: {count} virtual processors are impossible [here] help: give 1 to 64"),
         );
     }
+    let most = Source::from_text("guests.toml", &guest("vcpus = 64"));
+    assert!(check(&most, &LIMITS).is_ok_and(|plan| plan.guests[0].vcpus == 64), "more than cores");
     one(
         &guest("cores = [0, 2]"),
         "4: there is no core 2: the machine has 2, numbered from 0 [here] help: give a lower number, or the machine \
@@ -254,8 +254,13 @@ fn the_hypervisors_settings() {
     );
     one(
         &with("shadow_frames = 127"),
-        "2: 127 frames for shadow pages are too few: a guest cannot do with fewer than 128 [the budget] help: give at \
-         least 128",
+        "2: 127 frames for shadow pages are too few: a virtual processor cannot do with fewer than 128 [the budget] \
+         help: give at least 128",
+    );
+    one(
+        &(with("shadow_frames = 511") + "vcpus = 3\n[[guest]]\nname = \"b\"\nkernel = \"guest:hello\"\n"),
+        "2: 511 frames for shadow pages are too few: a virtual processor cannot do with fewer than 128 [the budget] \
+         help: give at least 512",
     );
     one(&with("shadow_frames = 0"), "2: shadow_frames is 0 [here] help: give at least 1, or leave it out");
     one(
@@ -281,7 +286,7 @@ fn shadow_shares() {
 
 #[test]
 fn all_problems_are_told_at_once() {
-    let lines = said(&guest("vcpus = 3\ndevices = [\"lpt\"]\nexpect = \"never\""));
+    let lines = said(&guest("vcpus = 65\ndevices = [\"lpt\"]\nexpect = \"never\""));
     assert_eq!(lines.len(), 3, "{lines:?}");
 }
 
