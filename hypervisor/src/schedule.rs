@@ -54,11 +54,11 @@ static LOAD: [AtomicUsize; CORES_MAX] = [const { AtomicUsize::new(0) }; CORES_MA
 /// The TSC ticks that each core spent without a guest.
 static IDLE_TICKS: [AtomicU64; CORES_MAX] = [const { AtomicU64::new(0) }; CORES_MAX];
 
-/// A vCPU of this core that was not in its guest has been kicked: whoever has the core gives it back as soon as it has
-/// had [`SLICE_MIN_NS`] of it.
+/// A vCPU of this core that was not in its guest has been kicked, or the one that has the core spins for another:
+/// whoever has the core gives it back as soon as it has had [`SLICE_MIN_NS`] of it.
 static WOKEN: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORES_MAX];
 
-/// A vCPU on `core` has been woken and wants its turn.
+/// A vCPU of `core` may want its turn soon.
 pub fn wake(core: usize) {
     WOKEN[core].store(true, Ordering::SeqCst);
 }

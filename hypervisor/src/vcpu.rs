@@ -35,7 +35,7 @@ use crate::guest::Guest;
 use crate::guest::presence::Presence;
 use crate::host::{Host, direct, frames, time};
 use crate::schedule::{Core, Turn};
-use crate::vmx::controls::{Controls, Feature};
+use crate::vmx::controls::{Controls, Feature, SecondaryControls};
 use crate::vmx::entry::{Entry, EntryOutcome, GuestRegisters, write_cr2};
 use crate::vmx::fields;
 use crate::vmx::guest_state::{AccessRights, GuestState, Segment, SegmentName, Table};
@@ -152,6 +152,10 @@ impl Vcpu {
         // SAFETY: this core is in VMX operation, and the page is prepared and ours.
         let vmcs = unsafe { Vmcs::new(region) }.expect("a page prepared as a VMCS can be cleared");
         let mut controls = host.vmx.controls;
+        if guest.vcpus.len() == 1 {
+            // It spins for nobody.
+            controls.secondary.remove(SecondaryControls::PAUSE_LOOP_EXITING);
+        }
         let Ok(apic) = apic::ApicPages::new(&mut controls) else {
             extended.dispose(0);
             give_back(0, region);

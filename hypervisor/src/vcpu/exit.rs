@@ -12,7 +12,7 @@ use machine::manifest::End;
 
 use super::{Leave, Next, Vcpu};
 use crate::host::{interrupts, machine_check};
-use crate::schedule::Core;
+use crate::schedule::{self, Core};
 use crate::vmx::fields;
 use crate::vmx::vmcs::CurrentVmcs;
 
@@ -95,6 +95,13 @@ impl Vcpu {
             // Caches are coherent with all that a guest can reach: nothing to write back.
             ExitReason::WBINVD | ExitReason::INVD => {
                 self.skip(vmcs);
+                Next::Resume
+            }
+            ExitReason::PAUSE => {
+                // It spins for another vCPU, which may be waiting for this core.
+                schedule::wake(core.index);
+                self.skip(vmcs);
+                self.attend();
                 Next::Resume
             }
             // Not offered by CPUID, or not without VMX.

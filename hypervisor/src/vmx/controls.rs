@@ -136,6 +136,7 @@ controls! {
         ENABLE_VPID = 5, "enable VPID", "keeping TLB entries across exits";
         WBINVD_EXITING = 6, "WBINVD exiting", "keeping a guest from emptying everybody's caches";
         UNRESTRICTED_GUEST = 7, "unrestricted guest", "nothing: it needs EPT";
+        PAUSE_LOOP_EXITING = 10, "PAUSE-loop exiting", "giving the core to the vCPU that another one spins for";
         ENABLE_INVPCID = 12, "enable INVPCID", "offering INVPCID to guests (it exits, with INVLPG exiting)";
         ENABLE_XSAVES = 20, "enable XSAVES/XRSTORS", "offering XSAVES to guests";
     }
@@ -188,6 +189,7 @@ const SECONDARY_OPTIONAL: SecondaryControls = SecondaryControls::VIRTUALIZE_APIC
     .union(SecondaryControls::ENABLE_RDTSCP)
     .union(SecondaryControls::ENABLE_VPID)
     .union(SecondaryControls::WBINVD_EXITING)
+    .union(SecondaryControls::PAUSE_LOOP_EXITING)
     .union(SecondaryControls::ENABLE_INVPCID)
     .union(SecondaryControls::ENABLE_XSAVES);
 
@@ -204,6 +206,11 @@ const ENTRY_OPTIONAL: EntryControls = EntryControls::LOAD_EFER;
 /// #DB, which a guest can otherwise make the processor deliver for ever (CVE-2015-5307, CVE-2015-8104).
 /// NMIs exit by a pin-based control.
 pub const EXCEPTION_BITMAP: u32 = 1 << 14 | 1 << 18 | 1 << 17 | 1 << 1;
+
+/// PAUSEs that follow each other so closely are of one loop.
+const PAUSE_LOOP_GAP_TICKS: u32 = 128;
+/// As long as several ordinary exits take: who waits for a processor that runs has seen it come by then.
+const PAUSE_LOOP_WINDOW_TICKS: u32 = 8192;
 
 /// What a processor may or may not have, and code elsewhere must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +233,8 @@ pub enum Feature {
     Vpid,
     /// WBINVD exits; without it a guest's WBINVD runs.
     WbinvdExiting,
+    /// A loop of PAUSEs exits after a while.
+    PauseLoopExiting,
     /// INVPCID works in a guest (and exits).
     Invpcid,
     /// XSAVES and XRSTORS work in a guest.
@@ -319,6 +328,7 @@ impl Controls {
             Feature::Rdtscp => self.secondary.contains(SecondaryControls::ENABLE_RDTSCP),
             Feature::Vpid => self.secondary.contains(SecondaryControls::ENABLE_VPID),
             Feature::WbinvdExiting => self.secondary.contains(SecondaryControls::WBINVD_EXITING),
+            Feature::PauseLoopExiting => self.secondary.contains(SecondaryControls::PAUSE_LOOP_EXITING),
             Feature::Invpcid => self.secondary.contains(SecondaryControls::ENABLE_INVPCID),
             Feature::Xsaves => self.secondary.contains(SecondaryControls::ENABLE_XSAVES),
         }
@@ -354,6 +364,10 @@ impl Controls {
         if self.has(Feature::TprShadow) {
             vmcs.write(fields::TPR_THRESHOLD, 0);
         }
+        if self.has(Feature::PauseLoopExiting) {
+            vmcs.write(fields::PAUSE_LOOP_GAP, PAUSE_LOOP_GAP_TICKS);
+            vmcs.write(fields::PAUSE_LOOP_WINDOW, PAUSE_LOOP_WINDOW_TICKS);
+        }
         if self.has(Feature::Xsaves) {
             // Every XSS bit a guest could save exits; none is offered at first.
             vmcs.write(fields::XSS_EXITING_BITMAP, !0);
@@ -378,6 +392,7 @@ mod tests {
             Feature::EferSwitch,
             Feature::Vpid,
             Feature::Rdtscp,
+            Feature::PauseLoopExiting,
             Feature::Invpcid,
             Feature::Xsaves,
         ] {

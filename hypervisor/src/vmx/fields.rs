@@ -231,6 +231,10 @@ fields! {
     TPR_THRESHOLD: W32 = 0x401c;
     /// Secondary processor-based VM-execution controls.
     SECONDARY_CONTROLS: W32 = 0x401e;
+    /// Two PAUSEs no further apart than this, in TSC ticks, are of one loop.
+    PAUSE_LOOP_GAP: W32 = 0x4020;
+    /// A loop of PAUSEs that lasts longer than this, in TSC ticks, exits.
+    PAUSE_LOOP_WINDOW: W32 = 0x4022;
 
     /// Why VMLAUNCH, VMRESUME or another VMX instruction failed.
     INSTRUCTION_ERROR: W32(ReadOnly) = 0x4400;
