@@ -10,4 +10,5 @@ pub mod cpu;
 pub mod entry;
 pub mod legacy;
 pub mod paging;
+pub mod smp;
 pub mod trap;

@@ -38,6 +38,13 @@ pub struct AddressSpace {
 /// The first address that the identity map leaves alone (512 GiB).
 pub const FREE: u64 = 1 << 39;
 
+/// Loads a root on this processor, with NX and WP on.
+pub fn load(root: u64) {
+    cpu::wrmsr(EFER, cpu::rdmsr(EFER) | EFER_NXE);
+    cpu::write_cr0(cpu::read_cr0() | CR0_WP);
+    cpu::write_cr3(root);
+}
+
 impl AddressSpace {
     /// Builds the identity map and loads it, with NX and WP on.
     #[must_use]
@@ -54,10 +61,24 @@ impl AddressSpace {
                 cpu::write64(directory + block * 8, page | P | W | U | A | D | LARGE);
             }
         }
-        cpu::wrmsr(EFER, cpu::rdmsr(EFER) | EFER_NXE);
-        cpu::write_cr0(cpu::read_cr0() | CR0_WP);
-        cpu::write_cr3(space.root);
+        load(space.root);
         space
+    }
+
+    /// The root table.
+    #[must_use]
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// A root of its own over the same tables: what is mapped below an entry that there is now is in both.
+    #[must_use]
+    pub fn sibling(&mut self) -> u64 {
+        let root = self.table();
+        for entry in 0..512 {
+            cpu::write64(root + entry * 8, cpu::read64(self.root + entry * 8));
+        }
+        root
     }
 
     fn table(&mut self) -> u64 {

@@ -41,10 +41,10 @@ pub fn handle(vector: u8, handler: Handler) {
     HANDLERS[usize::from(vector)].store(handler as usize, Ordering::Relaxed);
 }
 
-/// Memory that the processor reads and this single-threaded guest writes.
+/// Memory that the processor reads and the guest's first processor writes before any other runs.
 #[repr(C, align(16))]
 struct Table<const N: usize>(UnsafeCell<[u64; N]>);
-// SAFETY: a guest has one thread; handlers do not touch the tables.
+// SAFETY: one processor writes them, at the start; handlers do not touch them.
 unsafe impl<const N: usize> Sync for Table<N> {}
 
 /// Null, kernel code, kernel data, user data, user code, TSS (two entries).
@@ -154,7 +154,7 @@ struct Pointer {
     base: u64,
 }
 
-/// Loads segments, interrupt table and task register. Called by [`entry!`](crate::entry!).
+/// Builds and loads segments, interrupt table and task register. Called by [`entry!`](crate::entry!).
 pub fn install() {
     let stack_top = RING0_STACK.0.get() as u64 + 16384;
     // SAFETY: nobody else touches the segment before `ltr`.
@@ -179,6 +179,13 @@ pub fn install() {
         idt[2 * vector] = (stub & 0xffff) | selector::CODE << 16 | kind << 40 | (stub >> 16 & 0xffff) << 48;
         idt[2 * vector + 1] = stub >> 32;
     }
+    load();
+    // SAFETY: the descriptor is complete.
+    unsafe { asm!("ltr {tss:x}", tss = in(reg) selector::TSS, options(nostack, preserves_flags)) }
+}
+
+/// Loads what [`install`] built, on a further processor. It has no task register: traps must not come from ring 3.
+pub fn load() {
     let gdt = Pointer { limit: 7 * 8 - 1, base: GDT.0.get() as u64 };
     let idt = Pointer { limit: (VECTORS * 16 - 1) as u16, base: IDT.0.get() as u64 };
     // SAFETY: the tables are static and complete; the far return reloads CS with the same flat code segment.
@@ -188,9 +195,9 @@ pub fn install() {
             "lidt [{idt}]",
             "mov ds, {data:x}", "mov es, {data:x}", "mov ss, {data:x}", "mov fs, {data:x}", "mov gs, {data:x}",
             "push {code}", "lea {scratch}, [rip + 2f]", "push {scratch}", "retfq",
-            "2:", "ltr {tss:x}",
+            "2:",
             gdt = in(reg) &raw const gdt, idt = in(reg) &raw const idt,
-            data = in(reg) selector::DATA, code = const selector::CODE, tss = in(reg) selector::TSS,
+            data = in(reg) selector::DATA, code = const selector::CODE,
             scratch = out(reg) _,
         )
     }

@@ -215,7 +215,7 @@ impl Checker<'_> {
         let said_protocol = table.protocol.as_ref().and_then(|word| self.parse(word, words::protocol));
         let protocol = said_protocol.or(found_protocol);
         let memory_bytes = self.memory(table, &kernel);
-        let vcpus = self.vcpus(table);
+        let vcpus = self.vcpus(table, &kernel);
         let cores = self.cores(table);
         self.uses(table, protocol);
         let mut devices = match kernel.file {
@@ -289,8 +289,13 @@ impl Checker<'_> {
         bytes
     }
 
-    fn vcpus(&mut self, table: &GuestTable) -> u32 {
-        let Some(vcpus) = &table.vcpus else { return 1 };
+    fn vcpus(&mut self, table: &GuestTable, kernel: &FileName) -> u32 {
+        let Some(vcpus) = &table.vcpus else {
+            return match kernel.file {
+                File::Own(own) => own.vcpus,
+                _ => 1,
+            };
+        };
         self.obey(vcpus.span(), rules::check_vcpus(*vcpus.get_ref()));
         *vcpus.get_ref()
     }

@@ -18,6 +18,8 @@ pub struct OwnGuest {
     pub name: &'static str,
     /// How it is entered.
     pub protocol: Protocol,
+    /// The virtual processors that it gets where the manifest says nothing.
+    pub vcpus: u32,
     /// The memory it counts on, in bytes; what it gets where the manifest says nothing.
     pub memory_bytes: u64,
     /// The devices it uses; the manifest may add more.
@@ -82,7 +84,15 @@ const BENCH: DeviceSet = DeviceSet { bench_marks: true, ..CONSOLE };
 
 const fn elf64(name: &'static str, memory_mib: u64, devices: DeviceSet, expect: Expect) -> OwnGuest {
     let memory_bytes = memory_mib << 20;
-    OwnGuest { name, protocol: Protocol::Elf64, memory_bytes, devices, expect, language: Language::Rust }
+    OwnGuest {
+        name,
+        protocol: Protocol::Elf64,
+        vcpus: 1,
+        memory_bytes,
+        devices,
+        expect,
+        language: Language::Rust,
+    }
 }
 
 /// All of them.
@@ -99,6 +109,7 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("tasks", 16, DEVICES, Expect::Exit(0)),
     elf64("modes", 16, DEVICES, Expect::Exit(0)),
     elf64("bad-cr3", 16, DEVICES, Expect::Crash),
+    OwnGuest { vcpus: 4, ..elf64("smp", 16, DEVICES, Expect::Exit(0)) },
     OwnGuest { protocol: Protocol::Multiboot, ..elf64("multiboot32", 32, DEVICES, Expect::Exit(0)) },
     OwnGuest { language: Language::C(&BENCH_PROGRAM), ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
     OwnGuest { language: Language::C(&RIGHTS64), ..elf64("rights64", 16, DEVICES, Expect::Exit(0)) },
