@@ -140,6 +140,7 @@ mod tests {
     #[test]
     fn only_the_hypervisors_lines_lose_their_stamp() {
         assert_eq!(without_stamp("[   134] umbra: x"), "umbra: x");
+        assert_eq!(without_stamp("[189554] umbra: x"), "umbra: x");
         assert_eq!(without_stamp("umbra: x"), "umbra: x");
         assert_eq!(without_stamp("[221609] umbra: x"), "umbra: x");
         assert_eq!(without_stamp("[hello] umbra: x"), "[hello] umbra: x");

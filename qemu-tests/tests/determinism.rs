@@ -28,6 +28,15 @@ const LINUX: &str = "
     kernel = \"guest:paging\"
 ";
 
+const SEVERAL_PROCESSORS: &str = "
+    [[guest]]
+    name = \"smp\"
+    kernel = \"guest:smp\"
+    [[guest]]
+    name = \"paging\"
+    kernel = \"guest:paging\"
+";
+
 fn twice(boot: &Boot, timeout: Duration) -> Result<()> {
     let run = || -> Result<_> {
         let verdict = boot.clone().run(timeout)?;
@@ -45,6 +54,9 @@ fn main() -> ExitCode {
     let small = |cores| twice(&Boot::small(GUESTS).cores(cores), SMALL_TIMEOUT);
     qemu_tests::main(vec![
         test("the_same_ticks_twice_with_linux", || twice(&Boot::large(LINUX), Duration::from_secs(600))),
+        test("the_same_ticks_twice_with_several_processors", || {
+            twice(&Boot::small(SEVERAL_PROCESSORS).cores(3), SMALL_TIMEOUT)
+        }),
         test("the_same_ticks_twice_on_one_core", move || small(1)),
         test("the_same_ticks_twice_on_two_cores", move || small(2)),
     ])

@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use qemu_tests::{Boot, SMALL_TIMEOUT, skip, test};
 use xtask::{payload::OWN_GUESTS, workspace};
 
-/// Guests with tests of their own: slices.rs, hazards.rs.
-const ELSEWHERE: &[&str] = &["spin", "rights64", "rights32", "ends", "exits"];
+/// Guests with tests of their own: slices.rs, hazards.rs, smp.rs.
+const ELSEWHERE: &[&str] = &["spin", "rights64", "rights32", "ends", "exits", "smp", "smp-crash", "smp-halt"];
 
 /// What each guest says when all is well.
 const SAID: &[(&str, &[&str])] = &[

@@ -115,31 +115,31 @@ fn prepare(number: usize) {
     trap::handle(SPURIOUS_VECTOR, |_| ());
 }
 
-/// Wakes all others, on the page tables `root`: each runs `main` with its number, on a stack of its own, and halts for
-/// ever afterwards. False if one did not come.
+/// Wakes all others, each like [`start`]. False if one did not come.
 pub fn start_all(machine: &Machine, root: u64, main: fn(usize)) -> bool {
+    (1..machine.processors).all(|number| start(machine, number, root, main))
+}
+
+/// Wakes a processor, on the page tables `root`: it runs `main` with its number, on a stack of its own, and halts for
+/// ever afterwards. False if it did not come.
+pub fn start(machine: &Machine, number: usize, root: u64, main: fn(usize)) -> bool {
     prepare(0);
     MAIN.store(main as usize as u64, Ordering::Release);
     ROOT.store(root, Ordering::Release);
-    for number in 1..machine.processors {
-        NEXT.store(number as u64, Ordering::Release);
-        let before = STARTED.load(Ordering::Acquire);
-        cpu::write64(machine.mailbox + 8, &raw const smp_start as u64);
-        // The identifier, then the command.
-        cpu::write32(machine.mailbox + 4, number as u32);
-        cpu::write32(machine.mailbox, 1);
-        let begin = cpu::rdtsc();
-        while STARTED.load(Ordering::Acquire) == before {
-            if cpu::rdtsc() - begin > PATIENCE_TICKS {
-                return false;
-            }
-            core::hint::spin_loop();
-        }
-        if cpu::read32(machine.mailbox) & 0xffff != 0 {
+    NEXT.store(number as u64, Ordering::Release);
+    let before = STARTED.load(Ordering::Acquire);
+    cpu::write64(machine.mailbox + 8, &raw const smp_start as u64);
+    // The identifier, then the command.
+    cpu::write32(machine.mailbox + 4, number as u32);
+    cpu::write32(machine.mailbox, 1);
+    let begin = cpu::rdtsc();
+    while STARTED.load(Ordering::Acquire) == before {
+        if cpu::rdtsc() - begin > PATIENCE_TICKS {
             return false;
         }
+        core::hint::spin_loop();
     }
-    true
+    cpu::read32(machine.mailbox) & 0xffff == 0
 }
 
 /// How long anything may take before it counts as lost.
@@ -183,6 +183,11 @@ pub fn send(target: Target, vector: u8) {
 /// Sends an NMI.
 pub fn send_nmi(target: Target) {
     command(target, 4 << 8);
+}
+
+/// Sends a start-up message: begin in real mode at `page << 12`.
+pub fn send_startup(number: usize, page: u8) {
+    command(Target::One(number), 6 << 8 | u32::from(page));
 }
 
 fn command(target: Target, what: u32) {

@@ -202,3 +202,10 @@ pub fn load() {
         )
     }
 }
+
+/// Ends the guest: with an interrupt table of limit 0 the trap, the #GP and the #DF all fail.
+pub fn triple_fault() {
+    let empty = [0u16; 5];
+    // SAFETY: it is the point.
+    unsafe { asm!("lidt [{}]", "int3", in(reg) &raw const empty) }
+}

@@ -110,6 +110,8 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("modes", 16, DEVICES, Expect::Exit(0)),
     elf64("bad-cr3", 16, DEVICES, Expect::Crash),
     OwnGuest { vcpus: 4, ..elf64("smp", 16, DEVICES, Expect::Exit(0)) },
+    OwnGuest { vcpus: 4, ..elf64("smp-crash", 16, DEVICES, Expect::Crash) },
+    OwnGuest { vcpus: 3, ..elf64("smp-halt", 16, DEVICES, Expect::Halt) },
     OwnGuest { protocol: Protocol::Multiboot, ..elf64("multiboot32", 32, DEVICES, Expect::Exit(0)) },
     OwnGuest { language: Language::C(&BENCH_PROGRAM), ..elf64("bench", 96, BENCH, Expect::Exit(0)) },
     OwnGuest { language: Language::C(&RIGHTS64), ..elf64("rights64", 16, DEVICES, Expect::Exit(0)) },

@@ -170,16 +170,16 @@ fn await_count(counters: &[AtomicU32; MAX], wanted: u32) {
 
 /// Each in turn sends to each other one, which answers.
 fn pings() {
-    for sender in 0..processors() {
+    for (sender, pongs) in PONGED.iter().enumerate().take(processors()) {
         meet();
         PINGER.store(sender as u32, Ordering::Release);
         meet();
         if smp::number() == sender {
             for receiver in (0..processors()).filter(|&receiver| receiver != sender) {
-                let before = PONGED[sender].load(Ordering::Acquire);
+                let before = pongs.load(Ordering::Acquire);
                 for ping in 1..=PINGS {
                     smp::send(Target::One(receiver), PING_VECTOR);
-                    while PONGED[sender].load(Ordering::Acquire) != before + ping {
+                    while pongs.load(Ordering::Acquire) != before + ping {
                         core::hint::spin_loop();
                     }
                 }
@@ -217,12 +217,12 @@ fn kinds() {
         check("an NMI for itself", NMIS[0].load(Ordering::Relaxed) == 0);
         ASLEEP_PHASE.store(1, Ordering::Release);
         // Everybody else sleeps now, or will: each wakes by an interrupt, one by one.
-        for receiver in 1..processors() {
-            while SLEEPS[receiver].load(Ordering::Acquire) == 0 {
+        for (receiver, sleeps) in SLEEPS.iter().enumerate().take(processors()).skip(1) {
+            while sleeps.load(Ordering::Acquire) == 0 {
                 core::hint::spin_loop();
             }
             smp::send(Target::One(receiver), COUNT_VECTOR);
-            while SLEEPS[receiver].load(Ordering::Acquire) != 2 {
+            while sleeps.load(Ordering::Acquire) != 2 {
                 core::hint::spin_loop();
             }
         }
@@ -245,6 +245,53 @@ fn kinds() {
 static ASLEEP_PHASE: AtomicU32 = AtomicU32::new(0);
 /// 1: asleep, or about to be; 2: woken.
 static SLEEPS: [AtomicU32; MAX] = [const { AtomicU32::new(0) }; MAX];
+
+// ---- more tables than a tight budget has room for ----
+
+/// Pages, each with a leaf table of its own, that are mapped to fewer frames.
+const ALIASES: u64 = 240;
+const ALIASED: u64 = 60;
+const PASSES: u64 = 6;
+const FIRST_ALIASED: u64 = DATA + 16 * 4096;
+
+fn alias(number: u64) -> u64 {
+    FREE + (16 + number) * (2 << 20)
+}
+
+fn tag(frame: u64) -> u64 {
+    frame.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn map_aliases(space: &mut AddressSpace) {
+    for frame in (0..ALIASED).map(|number| FIRST_ALIASED + number * 4096) {
+        (0..512).for_each(|word| cpu::write64(frame + 8 * word, 0));
+        cpu::write64(frame, tag(frame));
+    }
+    for number in 0..ALIASES {
+        space.map(alias(number), FIRST_ALIASED + number % ALIASED * 4096, P | W);
+    }
+}
+
+/// All go through all of them, each in an order of its own, and count in each frame: what one processor reclaims, the
+/// others use just then.
+fn aliases() {
+    let me = smp::number() as u64;
+    let slot = 64 * (me + 1);
+    for pass in 0..PASSES {
+        for step in 0..ALIASES {
+            // A multiplier without a common factor with their number visits each once.
+            let number = (step * [1, 7, 239, 11][me as usize % 4] + pass * 31 + me * 60) % ALIASES;
+            let page = alias(number);
+            check("an alias", read(page) == Some(tag(FIRST_ALIASED + number % ALIASED * 4096)));
+            check("a count", write(page + slot, read(page + slot).unwrap_or(0) + 1));
+        }
+    }
+    meet();
+    for frame in (0..ALIASED).map(|number| FIRST_ALIASED + number * 4096) {
+        check("what was counted", cpu::read64(frame + slot) == PASSES * (ALIASES / ALIASED));
+    }
+    meet();
+}
 
 // ---- remote flushes ----
 
@@ -299,8 +346,8 @@ fn remote_flushes(change: Change) {
             });
             cpu::invlpg(PAGE);
             smp::send(Target::Others, FLUSH_VECTOR);
-            for other in 1..processors() {
-                while FLUSHED[other].load(Ordering::Acquire) != number {
+            for flushed in &FLUSHED[1..processors()] {
+                while flushed.load(Ordering::Acquire) != number {
                     core::hint::spin_loop();
                 }
             }
@@ -436,6 +483,8 @@ fn work(number: usize) {
     stage("pings");
     kinds();
     stage("kinds of interrupts");
+    aliases();
+    stage("many tables");
     for (root, name) in [(0, "one root"), (number, "a root each")] {
         cpu::write_cr3(ROOTS[root].load(Ordering::Relaxed));
         for change in [Change::Remap, Change::Unmap, Change::Protect] {
@@ -483,6 +532,7 @@ fn main() -> u8 {
     cpu::write64(LOCKED, 0);
     ENTRY.store(space.entry(PAGE), Ordering::Relaxed);
     set_entry(FRAMES[0] | P | W);
+    map_aliases(&mut space);
     ROOTS[0].store(space.root(), Ordering::Relaxed);
     ROOTS[1..machine.processors].iter().for_each(|root| root.store(space.sibling(), Ordering::Relaxed));
     if !smp::start_all(&machine, space.root(), work) {
