@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use qemu_tests::{Boot, SMALL_TIMEOUT, test};
+use anyhow::{Context, Result, ensure};
+use qemu_tests::{Boot, SMALL_TIMEOUT, skip, test};
+use xtask::{emulator::Machine, hypervisor, image};
 
 /// Runs guest `modes`, which counts what it checks by hazard.
 fn modes(hazard: &str) -> Result<()> {
@@ -29,11 +30,26 @@ fn no_ram() -> Result<()> {
     Ok(())
 }
 
+/// What the guest expects of a processor holds without a hypervisor: the emulated processor is the judge of the guest.
+fn natively(guest: &str) -> Result<()> {
+    skip::without_program("bochs-bin")?;
+    let boot = Boot::large(&format!("[[guest]]\nname = \"{guest}\"\nkernel = \"guest:{guest}\"\n")).cores(1);
+    let built = hypervisor::build_bare_metal("native", &["--quiet"])?;
+    let native = hypervisor::strip(built.first().context("package native has no binary")?)?;
+    let image = image::pack(&native, Some(&boot.payload()?))?;
+    let outcome = Machine { image, ..boot.machine }.run(SMALL_TIMEOUT)?;
+    let said = format!("{guest} done: 0 bad");
+    ensure!(outcome.output.contains(&said), "it never said `{said}`; its output:\n{}", outcome.output);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     qemu_tests::main(vec![
         test("h17_pdptes_are_loaded_when_they_should_be", || modes("H17")),
         test("h19_every_flush_in_every_mode", || modes("H19")),
         test("h20_a_cr3_that_is_no_ram_while_paging_is_off", || modes("H20")),
         test("h20_a_cr3_that_is_no_ram", no_ram),
+        test("modes_without_a_hypervisor", || natively("modes")),
+        test("tasks_without_a_hypervisor", || natively("tasks")),
     ])
 }

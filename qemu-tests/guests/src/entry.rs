@@ -9,6 +9,10 @@ use crate::{cpu, println};
 const EXIT_PORT: u16 = 0xf4;
 /// "Shutdown" ends the machine, where the exit port is not there.
 const SHUTDOWN_PORT: u16 = 0x8900;
+/// The line status register of COM1.
+const LINE_STATUS: u16 = 0x3fd;
+/// Nothing is left to be sent.
+const TRANSMITTER_EMPTY: u8 = 1 << 6;
 /// The exit code of a panic or an unexpected trap.
 pub const FAILED: u8 = 0xee;
 
@@ -50,6 +54,8 @@ macro_rules! entry {
 /// Ends the guest: exit port first, "Shutdown" for machines without one, then a halt for ever.
 pub fn exit(code: u8) -> ! {
     cpu::out8(EXIT_PORT, code);
+    // No hypervisor took it: what was printed is on its way yet.
+    while cpu::in8(LINE_STATUS) & TRANSMITTER_EMPTY == 0 {}
     for byte in *b"Shutdown" {
         cpu::out8(SHUTDOWN_PORT, byte);
     }

@@ -60,6 +60,9 @@ struct Offered {
     invpcid: bool,
     smep: bool,
     smap: bool,
+    /// This is a guest. The emulator's own processor loads PDPTEs with CR0.WP, and not with CR0.CD, where the SDM has it
+    /// the other way round.
+    hypervisor: bool,
 }
 
 impl Offered {
@@ -72,6 +75,7 @@ impl Offered {
             invpcid: bit(seven[1], 10),
             smep: bit(seven[1], 7),
             smap: bit(seven[1], 20),
+            hypervisor: bit(one[2], 31),
         };
         for (there, name) in [
             (offered.pcid, "PCID"),
@@ -309,7 +313,9 @@ fn pae(run: &mut Run, offered: Offered) {
     run.then(Do::Write, PAE_LEAF + 4, 1 << 31);
     run.then(Do::Invlpg, ALIAS, 0);
     run.read("NX", ALIAS, NUMBERS[0]);
+    // A write of EFER flushes nothing.
     run.efer(0);
+    run.then(Do::Invlpg, ALIAS, 0);
     run.expect("NX is reserved without NXE", Err((PF, 9)), Do::Read, ALIAS, 0);
     run.efer(NXE);
     run.read("NX again", ALIAS, NUMBERS[0]);
@@ -335,14 +341,16 @@ fn pdptes(run: &mut Run, offered: Offered) {
     };
     change(run, "a PDPTE counts after MOV to CR3 with the same value", false, Do::WriteCr3, PAE);
     change(run, "not after INVLPG", true, Do::Invlpg, GIB);
-    change(run, "not after CR0.WP", true, Do::WriteCr0, CR0 & !WP);
-    change(run, "not after CR0.WP again", true, Do::WriteCr0, CR0);
+    if offered.hypervisor {
+        change(run, "not after CR0.WP", true, Do::WriteCr0, CR0 & !WP);
+        change(run, "not after CR0.WP again", true, Do::WriteCr0, CR0);
+        change(run, "after CR0.CD", false, Do::WriteCr0, CR0 | CD);
+        change(run, "after CR0.CD again", false, Do::WriteCr0, CR0);
+    }
     change(run, "after CR4.PGE is set", false, Do::WriteCr4, PAE_BIT | PGE);
     change(run, "after CR4.PGE is cleared", false, Do::WriteCr4, PAE_BIT);
     change(run, "after CR4.PSE", false, Do::WriteCr4, PAE_BIT | PSE);
     change(run, "not after a CR4 of the same value", true, Do::WriteCr4, PAE_BIT | PSE);
-    change(run, "after CR0.CD", false, Do::WriteCr0, CR0 | CD);
-    change(run, "after CR0.CD again", false, Do::WriteCr0, CR0);
     if offered.smep {
         change(run, "after CR4.SMEP", false, Do::WriteCr4, PAE_BIT | SMEP);
     }
