@@ -66,8 +66,10 @@ impl Vcpu {
         }
     }
 
-    /// An exception that an intercepted instruction raises: no event is in delivery then.
-    pub(crate) fn raise(&mut self, _vmcs: &CurrentVmcs, exception: Exception) -> Next {
+    /// A fault that an intercepted instruction raises: no event is in delivery then. Its handler finds RF set, which
+    /// the exit has cleared (SDM Vol. 3, "Saving RIP, RSP, RFLAGS, and SSP").
+    pub(crate) fn raise(&mut self, vmcs: &CurrentVmcs, exception: Exception) -> Next {
+        vmcs.write(fields::GUEST_RFLAGS, vmcs.read(fields::GUEST_RFLAGS) | RFLAGS_RESUME);
         self.event = Some(exception.into());
         self.attend();
         Next::Resume

@@ -402,9 +402,12 @@ unsafe extern "C" {
 }
 
 static FAULT: AtomicU64 = AtomicU64::new(0);
+/// RFLAGS that were pushed with it.
+static FLAGS: AtomicU64 = AtomicU64::new(0);
 
 fn note(frame: &mut Frame) {
     FAULT.store(frame.vector << 32 | frame.error, Ordering::Relaxed);
+    FLAGS.store(frame.rflags, Ordering::Relaxed);
     frame.rip = &raw const probe_faulted as u64;
 }
 
@@ -488,6 +491,7 @@ fn long_mode(offered: Offered, tally: &mut Tally) {
         long.check("INVLPG of any address", instruction!(probe_invlpg, address).is_ok());
     }
     long.check("CR0.PG in 64-bit mode", instruction!(probe_cr0, u64::from(CR0_OFF)) == Err((GP, 0)));
+    long.check("RF is set in what a fault pushes", FLAGS.load(Ordering::Relaxed) & 1 << 16 != 0);
     long.check("CR3 with bit 63 without PCIDE", instruction!(probe_cr3, root | KEEP) == Err((GP, 0)));
     long.check("CR3 with a reserved bit", instruction!(probe_cr3, root | 1 << 51) == Err((GP, 0)));
     long.check("CR3 after that", cpu::read_cr3() == root);
