@@ -42,6 +42,37 @@ fn small_guests_in_a_tight_budget() -> Result<()> {
     pressed(&verdict, 500)
 }
 
+/// The frames come from those who hold most: from two alike about as many, and from one that has no more than it needs
+/// none, wherever it stands in the manifest.
+fn h26_reclaim_takes_from_whoever_holds_most() -> Result<()> {
+    let manifest = "
+        [hypervisor]
+        shadow_frames = 512
+        stats_interval_ms = 1000
+        [[guest]]
+        name = \"small\"
+        kernel = \"guest:memory\"
+        [[guest]]
+        name = \"first\"
+        kernel = \"guest:bench\"
+        [[guest]]
+        name = \"second\"
+        kernel = \"guest:bench\"
+    ";
+    let mut boot = Boot::small(manifest).cores(2);
+    boot.machine.memory_mib = 512;
+    let verdict = boot.run(SMALL_TIMEOUT)?;
+    verdict.success()?;
+    pressed(&verdict, 500)?;
+    let [small, first, second] =
+        ["small", "first", "second"].map(|guest| verdict.shadow_count(guest, "reclaimed"));
+    let (small, first, second) = (small?, first?, second?);
+    println!("reclaimed: {first} and {second} pages of two alike, {small} of the small one");
+    ensure!(small == 0, "{small} pages of the small guest were reclaimed");
+    ensure!(first.max(second) <= 2 * first.min(second), "unequal shares: {first} and {second}");
+    Ok(())
+}
+
 fn two_linux_guests_in_a_tight_budget() -> Result<()> {
     // Room for 150 shadow pages of two frames each; the two make some 800.
     let manifest = "
@@ -92,6 +123,7 @@ fn a_guest_at_its_cap_reclaims_from_itself() -> Result<()> {
 fn main() -> ExitCode {
     qemu_tests::main(vec![
         test("two_linux_guests_in_a_tight_budget", two_linux_guests_in_a_tight_budget),
+        test("h26_reclaim_takes_from_whoever_holds_most", h26_reclaim_takes_from_whoever_holds_most),
         test("small_guests_in_a_tight_budget", small_guests_in_a_tight_budget),
         test("a_guest_at_its_cap_reclaims_from_itself", a_guest_at_its_cap_reclaims_from_itself),
     ])

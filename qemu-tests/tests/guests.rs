@@ -7,7 +7,20 @@ use qemu_tests::{Boot, SMALL_TIMEOUT, skip, test};
 use xtask::{payload::OWN_GUESTS, workspace};
 
 /// Guests with tests of their own: slices.rs, hazards.rs, smp.rs.
-const ELSEWHERE: &[&str] = &["spin", "rights64", "rights32", "ends", "exits", "smp", "smp-crash", "smp-halt"];
+const ELSEWHERE: &[&str] = &[
+    "spin",
+    "rights64",
+    "rights32",
+    "ends",
+    "exits",
+    "deliveries",
+    "debug-storm",
+    "table-writes",
+    "mov-ss",
+    "smp",
+    "smp-crash",
+    "smp-halt",
+];
 
 /// What each guest says when all is well.
 const SAID: &[(&str, &[&str])] = &[

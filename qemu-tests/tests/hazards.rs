@@ -110,6 +110,57 @@ fn h28_every_way_to_end(model: &str) -> Result<()> {
     Ok(())
 }
 
+/// Writes of 1 to 512 bytes of every kind into live page tables, across two of them too; and by a string port instruction
+/// (H16), which the hypervisor carries out.
+fn h13_h16_writes_into_live_tables(model: &str) -> Result<()> {
+    let verdict = Boot::small(&guest("writes", "table-writes", "")).cpu(model).run(SMALL_TIMEOUT)?;
+    verdict
+        .guest_says("writes", "table-writes done: 0 bad")?
+        .guest_says_times("writes", "BAD", 0)?
+        .success()?;
+    Ok(())
+}
+
+/// A guest whose exception is raised again in its own delivery, for ever: the core stays ours, and a guest beside it on
+/// the same core works on.
+fn h29_an_exception_raised_for_ever(storm: &str, model: &str) -> Result<()> {
+    let (kernel, more, said) = match storm {
+        "debug" => ("debug-storm", "", "debug exceptions for ever"),
+        _ => ("ends", "cmdline = \"alignment-storm\"", "ends: alignment checks"),
+    };
+    let manifest = guest("storm", kernel, more) + &guest("beside", "memory", "");
+    let running = Boot::small(&manifest).cpu(model).start()?;
+    running.wait_from(0, &format!("[storm] {said}"), SMALL_TIMEOUT)?;
+    running.wait_from(0, "umbra: guest beside ended: exit 0", SMALL_TIMEOUT)?;
+    for text in ["umbra: guest storm ended", "BAD"] {
+        ensure!(!running.output().contains(text), "there is `{text}` in:\n{}", running.output());
+    }
+    Ok(())
+}
+
+/// The debug exception of a breakpoint on MOV SS's operand comes once, after the next instruction, which exits.
+fn h30_mov_ss_puts_a_debug_exception_off(model: &str) -> Result<()> {
+    let verdict = Boot::small(&guest("mov-ss", "mov-ss", "")).cpu(model).run(SMALL_TIMEOUT)?;
+    verdict.guest_says("mov-ss", "mov-ss done: 0 bad")?.guest_says_times("mov-ss", "BAD", 0)?.success()?;
+    Ok(())
+}
+
+/// Each kind of event with each part of its delivery not in the shadow, and little room for it there: it arrives exactly
+/// once, NMIs after the IRET of the one before. It has a core to itself: Bochs 2.7 carries the NMI blocking of one guest
+/// over to the next one that enters on the same processor.
+fn h31_each_event_arrives_once(model: &str) -> Result<()> {
+    let manifest = "[hypervisor]\nshadow_frames = 256\n".to_owned()
+        + &guest("deliveries", "deliveries", "shadow_cap = 80")
+        + &guest("beside", "memory", "");
+    let verdict = Boot::small(&manifest).cpu(model).cores(2).run(SMALL_TIMEOUT)?;
+    verdict
+        .guest_says("deliveries", "deliveries: 2560 events")?
+        .guest_says("deliveries", "deliveries done: 0 bad")?
+        .guest_says("beside", "memory done")?
+        .success()?;
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut tests = Vec::new();
     for model in TWO_MODELS {
@@ -117,6 +168,20 @@ fn main() -> ExitCode {
             h28_every_instruction_that_exits(model)
         }));
         tests.push(test(format!("h28_every_way_to_end_{model}"), move || h28_every_way_to_end(model)));
+        tests.push(test(format!("h13_h16_writes_into_live_tables_{model}"), move || {
+            h13_h16_writes_into_live_tables(model)
+        }));
+        tests.push(test(format!("h30_mov_ss_puts_a_debug_exception_off_{model}"), move || {
+            h30_mov_ss_puts_a_debug_exception_off(model)
+        }));
+        tests.push(test(format!("h31_each_event_arrives_once_{model}"), move || {
+            h31_each_event_arrives_once(model)
+        }));
+        for storm in ["debug", "alignment"] {
+            tests.push(test(format!("h29_an_{storm}_exception_raised_for_ever_{model}"), move || {
+                h29_an_exception_raised_for_ever(storm, model)
+            }));
+        }
     }
     for model in MATRIX_MODELS {
         tests.push(test(format!("h15_every_combination_of_rights_{model}"), move || {

@@ -122,10 +122,11 @@ impl Mmu {
         let index = shadow_index(target, gva);
         let outcome = match (guest_page, block) {
             (None, _) if let Some((_, pfn)) = device => {
-                if write && !rights.has(Rights::WRITE) {
-                    // CR0.WP = 0: not worth an spte.
+                if access.kind == Kind::Fetch || write && !rights.has(Rights::WRITE) {
+                    // No code is there; and CR0.WP = 0 is not worth an spte.
                     Fill::Mmio(Gpa(walk.gfn.address().0 | gva.offset()))
                 } else {
+                    let rights = rights.without(Rights::EXECUTE);
                     self.set_device(host, page, index, spte::device(pfn, rights));
                     Fill::Filled
                 }

@@ -2,7 +2,8 @@
 
 use machine::cpu::control::{ControlState, Cr4, Effects, check_cr8};
 use machine::cpu::event::{
-    Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, RFLAGS_INTERRUPT, RFLAGS_TRAP, Vector,
+    Exception, Interruptibility, PENDING_DEBUG_SINGLE_STEP, PendingEvent, RFLAGS_INTERRUPT, RFLAGS_TRAP,
+    Vector,
 };
 use machine::cpu::exit::{
     CrAccess, DebugQualification, DrAccess, ExitReason, InterruptionInfo, InterruptionType,
@@ -160,6 +161,11 @@ impl Vcpu {
         self.restore_nmi_blocking(vmcs, info);
         match info.vector() {
             Vector::PF => self.page_fault(core, vmcs),
+            Vector::DB if info.kind() == InterruptionType::PrivilegedSoftwareException => {
+                self.event = Some(PendingEvent::int1(vmcs.read(fields::EXIT_INSTRUCTION_LENGTH)));
+                self.attend();
+                Next::Resume
+            }
             Vector::DB => {
                 // An exit leaves DR6 as it was.
                 let qualification = DebugQualification(vmcs.read(fields::EXIT_QUALIFICATION));

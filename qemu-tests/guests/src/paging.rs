@@ -93,8 +93,17 @@ impl AddressSpace {
 
     /// The address of the leaf entry for `address`, with tables made on the way.
     pub fn entry(&mut self, address: u64) -> u64 {
+        self.table_of(address, &[39, 30, 21]) + (address >> 12 & 511) * 8
+    }
+
+    /// The address of the page-directory entry for `address`, with tables made on the way.
+    pub fn directory_entry(&mut self, address: u64) -> u64 {
+        self.table_of(address, &[39, 30]) + (address >> 21 & 511) * 8
+    }
+
+    fn table_of(&mut self, address: u64, shifts: &[u32]) -> u64 {
         let mut table = self.root;
-        for shift in [39, 30, 21] {
+        for &shift in shifts {
             let slot = table + (address >> shift & 511) * 8;
             let mut entry = cpu::read64(slot);
             if entry & P == 0 {
@@ -103,7 +112,7 @@ impl AddressSpace {
             }
             table = entry & FRAME;
         }
-        table + (address >> 12 & 511) * 8
+        table
     }
 
     /// Maps one page with the flags given (and only those: [`P`] too is the caller's to say).

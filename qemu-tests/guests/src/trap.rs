@@ -134,6 +134,13 @@ extern "C" fn dispatch(frame: &mut Frame) {
     handler(frame);
 }
 
+/// Where the processor goes with a trap of `vector`.
+#[must_use]
+pub fn stub(vector: u8) -> u64 {
+    // SAFETY: the stubs are 256 of 16 bytes each.
+    unsafe { &raw const trap_stubs[usize::from(vector)] as u64 }
+}
+
 /// Lets the traps of `vector` come on a stack of their own, number `ist` (1 to 7), which ends at `top`.
 pub fn use_stack(vector: u8, ist: u8, top: u64) {
     // SAFETY: a guest has one thread, and the processor reads the tables only when a trap comes.
@@ -141,7 +148,7 @@ pub fn use_stack(vector: u8, ist: u8, top: u64) {
     // SAFETY: the same.
     let idt = unsafe { &mut *IDT.0.get() };
     // IST1 begins at byte 36.
-    let slot = 4 + usize::from(ist);
+    let slot = 3 + usize::from(ist);
     tss[slot] = tss[slot] & 0xffff_ffff | top << 32;
     tss[slot + 1] = tss[slot + 1] & !0xffff_ffff | top >> 32;
     let gate = &mut idt[2 * usize::from(vector)];
@@ -172,8 +179,7 @@ pub fn install() {
     // SAFETY: nobody else touches the table, see its `Sync`.
     let idt = unsafe { &mut *IDT.0.get() };
     for vector in 0..VECTORS {
-        // SAFETY: the stubs are 256 of 16 bytes each.
-        let stub = unsafe { &raw const trap_stubs[vector] } as u64;
+        let stub = stub(vector as u8);
         // Interrupt gates; user programs may use 3 and 0x80.
         let kind = if matches!(vector, 3 | 0x80) { 0xee } else { 0x8e };
         idt[2 * vector] = (stub & 0xffff) | selector::CODE << 16 | kind << 40 | (stub >> 16 & 0xffff) << 48;

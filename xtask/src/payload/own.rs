@@ -125,6 +125,10 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
         language: Language::C(&ENDS),
         ..elf64("ends", 4, DEVICES, Expect::Any)
     },
+    elf64("deliveries", 16, DEVICES, Expect::Exit(0)),
+    elf64("debug-storm", 16, DEVICES, Expect::Any),
+    elf64("table-writes", 16, DEVICES, Expect::Exit(0)),
+    elf64("mov-ss", 16, DEVICES, Expect::Exit(0)),
     elf64("exits", 16, DEVICES, Expect::Exit(0)),
 ];
 

@@ -198,6 +198,18 @@ impl PendingEvent {
         }
     }
 
+    /// INT1, whose #DB is a trap: it returns behind the instruction.
+    #[must_use]
+    pub const fn int1(instruction_bytes: u32) -> Self {
+        Self {
+            kind: InterruptionType::PrivilegedSoftwareException,
+            vector: Vector::DB,
+            error_code: None,
+            instruction_bytes: (instruction_bytes & 15) as u8,
+            cr2: None,
+        }
+    }
+
     /// The event whose delivery an exit interrupted, to be injected once more (SDM Vol. 3 "Information for VM
     /// Exits That Occur During Event Delivery"). `None` if no delivery was under way.
     #[must_use]
