@@ -31,6 +31,7 @@ pub struct Arguments {
 /// Runs the suites one after another: the quick ones first, the emulators last.
 pub fn test(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
+    let whole = filter.is_none() && !arguments.host_only;
     let mut totals = Totals::default();
     for suite in suites::ALL.iter().filter(|suite| !(arguments.host_only && suite.emulators)) {
         if arguments.list {
@@ -39,18 +40,35 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
             suite.run(filter, &mut totals)?;
         }
     }
-    if arguments.list {
-        println!("{} tests", totals.listed);
-        return Ok(if totals.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    if whole {
+        for row in hazards_without_a_test(&totals.names) {
+            totals.fail(format!("docs/hazards.md: no test is named after row H{row}"));
+        }
     }
     for failure in &totals.failures {
         println!("FAILED {failure}");
+    }
+    if arguments.list {
+        println!("{} tests", totals.names.len());
+        return Ok(if totals.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     if totals.is_empty() {
         println!("no test's name contains `{}`", filter.unwrap_or_default());
     }
     println!("{totals}");
     Ok(if totals.failures.is_empty() && !totals.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Rows of docs/hazards.md.
+const HAZARDS: u32 = 32;
+
+/// The rows that no test is named after: `h07_...`, or `h11_h18_...` for two.
+fn hazards_without_a_test(names: &[String]) -> Vec<u32> {
+    let is_named = |row: &u32| {
+        let mark = format!("h{row:02}_");
+        names.iter().any(|name| name.rsplit("::").next().unwrap_or_default().contains(&mark))
+    };
+    (1..=HAZARDS).filter(|row| !is_named(row)).collect()
 }
 
 /// Once, with its progress in view, not inside the first test that needs it.
@@ -75,6 +93,7 @@ impl Suite {
             }
         }
         for binary in binaries {
+            totals.names.extend(binary.names(filter));
             binary.run(self, filter, totals);
         }
         Ok(())
@@ -84,7 +103,7 @@ impl Suite {
         for binary in self.build(totals) {
             for name in binary.names(filter) {
                 println!("{}: {name}", binary.name);
-                totals.listed += 1;
+                totals.names.push(name);
             }
         }
     }
@@ -98,5 +117,22 @@ impl Binary {
         }
         println!("--- {}", self.name);
         report::follow(&mut command, &self.name, totals);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hazard_without_a_test_is_missed() {
+        let mut names: Vec<String> =
+            (1..=HAZARDS).map(|row| format!("tests::tables::h{row:02}_of_it")).collect();
+        assert!(hazards_without_a_test(&names).is_empty());
+        names[17] = "tests::tables::h11_h18_two_in_one".to_owned();
+        assert!(hazards_without_a_test(&names).is_empty());
+        names.remove(3);
+        names.push("h04::something_else".to_owned());
+        assert_eq!(hazards_without_a_test(&names), [4]);
     }
 }

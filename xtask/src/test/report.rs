@@ -20,8 +20,8 @@ pub struct Totals {
     skipped: u64,
     /// What failed, by name.
     pub failures: Vec<String>,
-    /// Tests that were named, not run.
-    pub listed: u64,
+    /// All tests there were, by name.
+    pub names: Vec<String>,
 }
 
 impl Totals {
