@@ -178,7 +178,7 @@ fn main() -> ExitCode {
             h31_each_event_arrives_once(model)
         }));
         for storm in ["debug", "alignment"] {
-            tests.push(test(format!("h29_an_{storm}_exception_raised_for_ever_{model}"), move || {
+            tests.push(test(format!("h29_{storm}_exceptions_raised_for_ever_{model}"), move || {
                 h29_an_exception_raised_for_ever(storm, model)
             }));
         }

@@ -1,12 +1,13 @@
 //! The audit itself: each invariant, broken by hand, is missed; and its cost.
 
-use memory::{Gva, Pfn, TableMemory};
+use memory::{Gfn, Gva, Pfn, TableMemory};
 
 use super::guest::{BLOCKS, FLAGS, PD, PT, TOP, guest, guest_on};
-use crate::model::machine::{Machine, READ, WRITE};
+use crate::model::machine::{FETCH, Machine, READ, WRITE};
 use crate::pages::PageId;
 use crate::paging::bits;
-use crate::spte::{self, MMIO};
+use crate::spte::{self, MMIO, Spte};
+use crate::{Fill, walk};
 
 /// The shadow page of the guest table at `gpa`.
 fn shadow_of(machine: &Machine, gpa: u64) -> PageId {
@@ -138,4 +139,29 @@ fn the_audit_takes_linear_time() {
         loads.push(machine.host.frames.loads.get() - before);
     }
     assert!(loads[2] <= 5 * 560, "{loads:?}");
+}
+
+#[test]
+fn no_code_is_fetched_from_the_page_that_stands_for_a_device() {
+    let mut machine = guest();
+    let (device, frame, gva) = (Gfn(0xfee00), Pfn(0x77), Gva(TOP + 101 * 0x1000));
+    machine.device_store(PT + 8 * 101, 0xfee0_0000 | FLAGS);
+    machine.mmu.set_device_page(&machine.host, Some((device, frame)));
+    machine.set_paging(machine.cpu.paging);
+    for (access, outcome) in [(READ, Fill::Filled), (FETCH, Fill::Mmio(device.address()))] {
+        let found = walk::walk(&machine.cpu.paging, &machine.host.ram, gva, access).unwrap();
+        machine.ready();
+        assert_eq!(machine.mmu.fill(&machine.host, &machine.cpu, gva, access, &found), outcome);
+        change(&mut machine, PT, 101, |raw| {
+            assert_eq!((spte::decode(1, raw), raw & bits::NX), (Spte::Device(frame), bits::NX));
+            raw
+        });
+    }
+    assert_eq!(machine.mmu.audit(&machine.host), Ok(()));
+    // Only what the guest's entry says is the device's page is mapped as it, and only that frame.
+    machine.poke(PT + 8 * 101, 0xfee0_1000 | FLAGS);
+    assert!(machine.mmu.audit(&machine.host).is_err());
+    machine.poke(PT + 8 * 101, 0xfee0_0000 | FLAGS);
+    change(&mut machine, PT, 101, |raw| raw + 0x1000);
+    assert!(machine.mmu.audit(&machine.host).is_err());
 }
