@@ -203,7 +203,9 @@ mod tests {
         let mut stuck = Stuck::default();
         let turns = pages.iter().cycle().zip(1..10_000);
         turns
-            .map(|(page, fault)| (fault, stuck.again(u64::from(fault) * between, 0x1000, page << 12 | 0x123)))
+            .map(|(page, fault)| {
+                (fault, stuck.again(u64::from(fault) * between, 0x1000, page << 12 | 0x123, 0))
+            })
             .find_map(|(fault, times)| (times > STUCK_AFTER).then_some(fault))
     }
 
@@ -221,13 +223,16 @@ mod tests {
         assert_eq!(stuck_at(&[7], 2), None);
         // A long string instruction goes on to new pages.
         let mut stuck = Stuck::default();
-        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000, exit << 12) == 0));
+        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000, exit << 12, 0) == 0));
         // A loop of two instructions.
-        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000 + exit % 2, 7 << 12) == 0));
+        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000 + exit % 2, 7 << 12, 0) == 0));
+        // Another vCPU takes its translation away each time.
+        let mut stuck = Stuck::default();
+        assert!((1..10_000).all(|exit| stuck.again(exit, 0x1000, 7 << 12, exit) == 0));
         // What was emulated has been carried out.
         let mut stuck = Stuck::default();
         for exit in 1..10_000 {
-            assert!(stuck.again(exit, 0x1000, 7 << 12) < STUCK_AFTER);
+            assert!(stuck.again(exit, 0x1000, 7 << 12, 0) < STUCK_AFTER);
             if exit % 400 == 0 {
                 stuck.forget();
             }

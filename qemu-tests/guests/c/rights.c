@@ -402,7 +402,7 @@ static void run(const struct mode *which, const struct features *has)
             }
             /* The page-size bit means nothing without PSE. */
             set_paging(wp, smep, smap, nxe, 0);
-            all_rights(1, KINDS * 8);
+            all_rights(1, KINDS + 1);
         }
         defects(1);
     }

@@ -143,9 +143,9 @@ pub fn stub(vector: u8) -> u64 {
 
 /// Lets the traps of `vector` come on a stack of their own, number `ist` (1 to 7), which ends at `top`.
 pub fn use_stack(vector: u8, ist: u8, top: u64) {
-    // SAFETY: a guest has one thread, and the processor reads the tables only when a trap comes.
+    // SAFETY: a guest has one thread, and the processor reads the table only when a trap comes.
     let tss = unsafe { &mut *TSS.0.get() };
-    // SAFETY: the same.
+    // SAFETY: as above.
     let idt = unsafe { &mut *IDT.0.get() };
     // IST1 begins at byte 36.
     let slot = 3 + usize::from(ist);
