@@ -1,4 +1,4 @@
-//! `cargo xtask`: run, test, image, bench, check.
+//! `cargo xtask`: run, test, image, bench, fuzz, check.
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use xtask::manifest::Problems;
 
 mod bench;
 mod check;
+mod fuzz;
 mod run;
 mod test;
 mod write_image;
@@ -29,6 +30,8 @@ enum Command {
     Image(write_image::Arguments),
     /// Measure what operations cost, in exact ticks
     Bench(bench::Arguments),
+    /// Fuzz the shadow MMU, guided by coverage
+    Fuzz(fuzz::Arguments),
     /// Check formatting, lints, documentation, unsafe code and licences
     Check,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::test(&arguments),
         Command::Image(arguments) => write_image::write(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Fuzz(arguments) => fuzz::fuzz(&arguments),
         Command::Check => check::check(),
     };
     result.unwrap_or_else(|error| {

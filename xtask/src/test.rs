@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test there is, host and emulator, and one line of totals.
 
+mod miri;
 mod report;
 mod suites;
 
@@ -18,7 +19,7 @@ use suites::{Binary, Suite};
 /// The command's arguments.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only tests whose name contains this
+    /// Only tests whose name contains this; `miri`: only those under Miri
     filter: Option<String>,
     /// Name the tests instead of running them
     #[arg(long)]
@@ -39,6 +40,9 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
         } else {
             suite.run(filter, &mut totals)?;
         }
+    }
+    if !arguments.list && filter.is_none_or(|filter| filter == "miri") {
+        miri::run(&mut totals);
     }
     if whole {
         for row in hazards_without_a_test(&totals.names) {

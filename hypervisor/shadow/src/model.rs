@@ -8,6 +8,7 @@
 //! | [`reference`] | a page walk and the access rights, from the SDM's text; shares no code with the crate |
 //! | [`architecture`] | which translations the SDM lets a guest's processor still use |
 //! | [`contents`] | which values the shadow tables may hold |
+//! | [`listing`] | sequences of steps as text, and as bytes |
 //! | [`step`] | what a random guest does, one number a step |
 //! | [`trial`] | runs steps and compares, after each of them, every translation that the shadow permits |
 //!
@@ -16,6 +17,7 @@
 
 pub mod architecture;
 pub mod contents;
+pub mod listing;
 pub mod machine;
 pub mod processor;
 pub mod reference;

@@ -10,7 +10,7 @@ mod large;
 mod modes;
 mod pcid;
 mod races;
-mod random;
+pub mod random;
 mod reclaim;
 mod rights;
 mod stale;

@@ -31,6 +31,11 @@ impl Totals {
         self.failures.push(what);
     }
 
+    /// Counts what could not be run here.
+    pub fn skip(&mut self, tests: u64) {
+        self.skipped += tests;
+    }
+
     /// Whether nothing was run.
     pub fn is_empty(&self) -> bool {
         self.passed + self.failed + self.skipped == 0

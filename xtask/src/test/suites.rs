@@ -40,6 +40,7 @@ pub const ALL: &[Suite] = &[
         loom: true,
         emulators: false,
     },
+    Suite { name: "loom (shadow)", packages: &["shadow"], targets: &["--lib"], loom: true, emulators: false },
     Suite {
         name: "emulator",
         packages: &["qemu-tests"],

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::random::{CORPUS, from_seed, numbers, quietly, shown};
+use super::random::{CORPUS, from_seed, numbers, quietly};
 use crate::Mode;
 use crate::defect::{Defect, with};
+use crate::model::listing::to_text;
 use crate::model::trial::run;
 
 /// Steps within which each has to be found, in each of the modes.
@@ -38,7 +39,7 @@ fn hunt(part: usize, parts: usize) {
         match found(defect) {
             Some((steps, reason, numbers)) => {
                 if std::env::var_os("SHADOW_CORPUS").is_some() {
-                    std::fs::write(file(defect), shown(&numbers)).unwrap();
+                    std::fs::write(file(defect), to_text(&numbers)).unwrap();
                 }
                 let reason: String = reason.lines().next().unwrap_or_default().chars().take(100).collect();
                 println!("{steps:>7} steps: {}: {reason}", defect.description());
@@ -75,7 +76,7 @@ fn every_deliberate_defect_is_found_by_its_sequence_in_the_corpus() {
 fn without_a_defect_nothing_is_found() {
     for mode in MODES {
         if let Err((reason, numbers, steps)) = from_seed(7, mode, STEPS) {
-            panic!("{reason}\nafter {steps} steps; smallest:\n{}", shown(&numbers));
+            panic!("{reason}\nafter {steps} steps; smallest:\n{}", to_text(&numbers));
         }
     }
 }

@@ -11,8 +11,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
 use crate::Mode;
-use crate::model::step::{MODES, Step};
-use crate::model::trial::{Setup, run};
+use crate::model::listing;
+use crate::model::step::MODES;
+use crate::model::trial::run;
 
 /// The longest sequence.
 const LENGTH: usize = 240;
@@ -87,16 +88,6 @@ pub fn from_seed(seed: u64, mode: Mode, steps: u64) -> Result<u64, (String, Vec<
     }
 }
 
-/// A sequence for people, and as the corpus holds it.
-pub fn shown(numbers: &[u64]) -> String {
-    let Some((&first, steps)) = numbers.split_first() else { return String::new() };
-    let mut text = format!("{first:#018x} # {:?}\n", Setup::decode(first));
-    for &number in steps {
-        text += &format!("{number:#018x} # {:?}\n", Step::decode(number));
-    }
-    text
-}
-
 fn part(mode: Mode) {
     let total = std::env::var("SHADOW_STEPS").ok().and_then(|steps| steps.parse().ok()).unwrap_or(STEPS);
     let steps = total / PARTS;
@@ -110,7 +101,7 @@ fn part(mode: Mode) {
             Err((reason, numbers, _)) => {
                 panic!(
                     "{reason}\nseed {seed:#x}; the smallest sequence found, as a file for corpus/:\n{}",
-                    shown(&numbers)
+                    listing::to_text(&numbers)
                 )
             }
         }
@@ -149,11 +140,7 @@ pub const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus");
 /// The numbers in a file of the corpus.
 pub fn numbers(path: &std::path::Path) -> Vec<u64> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
-    let number = |line: &str| {
-        let word = line.split('#').next()?.trim().strip_prefix("0x")?;
-        Some(u64::from_str_radix(word, 16).unwrap_or_else(|error| panic!("{path:?}: {line}: {error}")))
-    };
-    text.lines().filter_map(number).collect()
+    listing::from_text(&text).unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
 #[test]
