@@ -135,9 +135,9 @@ pub struct Mmu {
     /// Something was taken away since the generation last advanced.
     pub(crate) narrowed: bool,
     pub(crate) stats: Stats,
-    /// How many pages have gone unsync and pointers been made, and one: while it stays the same, no root can lead to an
-    /// unsync page that it did not lead to before.
-    pub(crate) reaches: u64,
+    /// How often a page has gone unsync, and one. While it stays the same no root comes to lead to an unsync page: what a
+    /// new pointer leads to has been synced before it is made.
+    pub(crate) times_unsync: u64,
     /// How many pointers to shadow pages have been taken away.
     pub(crate) cut: u64,
     pub(crate) trail: Option<Trail>,
@@ -180,7 +180,7 @@ impl Mmu {
             retired_generation: 0,
             narrowed: false,
             stats: Stats::default(),
-            reaches: 1,
+            times_unsync: 1,
             cut: 0,
             trail: None,
             device: None,
@@ -398,7 +398,7 @@ impl Mmu {
         self.pages[id].unsync = self.unsync.len() as u32;
         self.unsync_upper += u32::from(self.pages[id].role.level() > 1);
         self.unsync.push(Unsync { page: id, added: self.clock });
-        self.reaches += 1;
+        self.times_unsync += 1;
         self.stats.unsyncs += 1;
     }
 
@@ -541,7 +541,6 @@ impl Mmu {
         self.pages[page].set_present(index);
         let pdpte = at.level == 3 && self.pages[page].role.mode().shadow_is_pae();
         host.tables().store(at.table, index, spte::table(self.pages[child].table, pdpte));
-        self.reaches += 1;
     }
 
     // ---- what the guest's entries say ----

@@ -35,7 +35,7 @@ struct Tag {
     /// The MMU's clock when the vCPU left the root; what it then showed, a processor may have cached under `pcid`.
     /// 0 if that PCID has been flushed since.
     left: u64,
-    /// [`Mmu::reaches`] when the root was last found to lead to no unsync page.
+    /// [`Mmu::times_unsync`] when the root was last found to lead to no unsync page.
     settled: u64,
 }
 
@@ -225,11 +225,11 @@ impl Mmu {
         }
         self.stats.root_loads += 1;
         // Unsync pages of other roots wait for these: this one has looked at them before.
-        if !self.unsync.is_empty() && cpu.tags[cpu.tag].settled != self.reaches {
-            let (reaches, kept) = (self.reaches, if flush == Flush::Keep { kept } else { 0 });
+        if !self.unsync.is_empty() && cpu.tags[cpu.tag].settled != self.times_unsync {
+            let (times_unsync, kept) = (self.times_unsync, if flush == Flush::Keep { kept } else { 0 });
             self.sync_since(host, root, kept);
             if kept == 0 {
-                cpu.tags[cpu.tag].settled = reaches;
+                cpu.tags[cpu.tag].settled = times_unsync;
             }
         }
         self.publish(host);
