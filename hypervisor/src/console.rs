@@ -119,8 +119,11 @@ pub fn finish(guest: &Guest) {
     input::forget(place);
 }
 
-/// Tells how many exits a benchmark operation took.
-pub fn bench(guest: &Guest, exits: u64) {
+/// Tells how many exits a benchmark operation took, and whether the heap was used meanwhile.
+pub fn bench(guest: &Guest, exits: u64, allocations: u64) {
+    if allocations > 0 {
+        log::warn!("guest {}: the heap was used {allocations} times", guest.name());
+    }
     log::info!("guest {}: exits={exits}", guest.name());
 }
 

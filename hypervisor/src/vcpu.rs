@@ -111,8 +111,8 @@ pub struct Vcpu {
     on_core: bool,
     /// It waits for its guest to wake it, and has no turn until then.
     parked: bool,
-    /// Exits when the present benchmark operation began.
-    bench_start: u64,
+    /// Exits and allocations of the heap when the present benchmark operation began.
+    bench_start: (u64, u64),
 }
 
 /// The vCPU that starts a guest; the others wait until it wakes them.
@@ -196,7 +196,7 @@ impl Vcpu {
             loaded: false,
             on_core: false,
             parked: index != BOOTSTRAP,
-            bench_start: 0,
+            bench_start: (0, 0),
             presence: Arc::clone(&guest.vcpus[index]),
             guest,
         });

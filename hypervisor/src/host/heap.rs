@@ -2,6 +2,7 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linked_list_allocator::Heap;
 use spin::Mutex;
@@ -12,9 +13,13 @@ pub struct LockedHeap(Mutex<Heap>);
 #[cfg_attr(target_os = "none", global_allocator)]
 static HEAP: LockedHeap = LockedHeap(Mutex::new(Heap::empty()));
 
+/// How often memory was taken.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
 // SAFETY: `Heap` hands out disjoint blocks of the range that `init` gave it; the lock makes it one user at a time.
 unsafe impl GlobalAlloc for LockedHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         self.0.lock().allocate_first_fit(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr)
     }
 
@@ -40,6 +45,12 @@ pub const fn bytes_for(frames: u64) -> u64 {
 pub unsafe fn init(start: *mut u8, bytes: u64) {
     // SAFETY: as the caller promised.
     unsafe { HEAP.0.lock().init(start, bytes as usize) }
+}
+
+/// How often memory was taken since the start: for showing that something takes none.
+#[must_use]
+pub fn allocations() -> u64 {
+    ALLOCATIONS.load(Ordering::Relaxed)
 }
 
 /// Used and free bytes.

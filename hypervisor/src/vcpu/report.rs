@@ -13,6 +13,7 @@ use memory::Event;
 use super::{Leave, Vcpu};
 use crate::guest::Guest;
 use crate::guest::presence::Presence;
+use crate::host::heap;
 use crate::schedule::Core;
 use crate::vmx::entry::read_cr2;
 use crate::vmx::fields;
@@ -92,14 +93,16 @@ impl Vcpu {
         Leave::Ended(End::Crash)
     }
 
-    /// A benchmark guest begins or ends an operation: the exits between the two are told.
+    /// A benchmark guest begins or ends an operation: the exits between the two are told, and so are allocations, of
+    /// which there should be none.
     pub(crate) fn bench_mark(&mut self, begin: bool) {
         if begin {
-            self.bench_start = self.exits();
+            self.bench_start = (self.exits(), heap::allocations());
         } else {
+            let (exits, allocations) = self.bench_start;
             // The OUT that ends the operation is itself an exit.
-            let exits = self.exits().wrapping_sub(self.bench_start).saturating_sub(1);
-            crate::console::bench(&self.guest, exits);
+            let exits = self.exits().wrapping_sub(exits).saturating_sub(1);
+            crate::console::bench(&self.guest, exits, heap::allocations() - allocations);
         }
     }
 
