@@ -119,8 +119,33 @@ fn both_run_their_script_and_power_off() -> Result<()> {
     Ok(())
 }
 
+/// One guest with as many processors as the machine has cores, audited while it runs: it finds them all, and what it
+/// forks on all of them at once comes out right.
+fn all_processors_work(processors: u32) -> Result<()> {
+    let manifest = format!(
+        "[hypervisor]\naudit_interval_ms = 500\n[[guest]]\nname = \"several\"\nkernel = \"debian\"\n\
+         initrd = \"debian\"\nmemory = \"256M\"\nvcpus = {processors}\n"
+    );
+    let verdict = Boot::large(&manifest).cores(processors).run(BOOT_TIMEOUT)?;
+    let workers = 2 * processors;
+    verdict
+        .guest_says("several", &format!("processors: {processors}"))?
+        .guest_says("several", &format!("workers: {workers} of {workers} agree on {WORKERS_AGREE_ON}"))?
+        .guest_says("several", "umbra-init: script done")?
+        .guest_ended("several", "power-off")?
+        .success()?;
+    let audits = audits(&verdict, "several")?;
+    ensure!(audits.len() >= AUDITS_MIN, "{audits:?}");
+    Ok(())
+}
+
+/// What each worker of the script calculates: for turns 0 to 11, sum * 31 % 65521 + turn * turn.
+const WORKERS_AGREE_ON: u32 = 29657;
+
 fn main() -> ExitCode {
     qemu_tests::main(vec![
+        test("two_processors_work", || all_processors_work(2)),
+        test("four_processors_work", || all_processors_work(4)),
         test("both_answer_at_their_prompts", both_answer_at_their_prompts),
         test("both_run_their_script_and_power_off", both_run_their_script_and_power_off),
     ])
