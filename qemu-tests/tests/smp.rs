@@ -10,6 +10,9 @@ const OLDEST: &str = "core2_penryn_t9600";
 /// Wall time where the processors share a core: those that spin keep the others waiting.
 const SHARED_TIMEOUT: Duration = Duration::from_secs(400);
 
+/// Audits of the shadow pages, beside processors that use them, that a run in a tight budget has at least.
+const AUDITS_MIN: usize = 3;
+
 const STAGES: [&str; 8] = [
     "counters: ok",
     "pings: ok",
@@ -41,6 +44,9 @@ fn all_is_well(vcpus: u32, cores: u32, model: &str, hypervisor: &str, more: &str
     if !hypervisor.is_empty() {
         let pages = verdict.counter("reclaimed_pages")?;
         ensure!(pages > 0, "the budget was not tight: {pages} pages reclaimed");
+        // A broken invariant is a panic.
+        let audits = verdict.outcome.output.matches(": sound").count();
+        ensure!(audits >= AUDITS_MIN, "{audits} audits while it ran");
     }
     Ok(())
 }
@@ -101,8 +107,9 @@ fn stop_and_restart_from_the_console() -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    const TIGHT: &str = "[hypervisor]\nshadow_frames = 512\nstats_interval_ms = 500";
-    const STATISTICS: &str = "[hypervisor]\nstats_interval_ms = 500";
+    const TIGHT: &str =
+        "[hypervisor]\nshadow_frames = 512\nstats_interval_ms = 500\naudit_interval_ms = 3000";
+    const STATISTICS: &str = "[hypervisor]\nstats_interval_ms = 500\naudit_interval_ms = 3000";
     let well =
         |name: &str, vcpus, cores, model: &'static str, hypervisor: &'static str, more: &'static str| {
             test(name, move || all_is_well(vcpus, cores, model, hypervisor, more))

@@ -185,6 +185,76 @@ fn interprocessor_interrupts() {
 }
 
 #[test]
+fn messages_for_many_processors() {
+    let mut devices = devices(64);
+    for vcpu in 0..64 {
+        lapic(&mut devices, vcpu, 0xf0, 0x1ff, 0);
+    }
+    devices.take_kicks();
+    // All but the sender, by shorthand; all, by the broadcast identifier; the last one, by its own.
+    lapic(&mut devices, 5, 0x300, 0x000c_00fd, 0);
+    assert_eq!(devices.take_kicks(), !(1 << 5));
+    assert!((0..64).all(|vcpu| devices.acknowledge(vcpu).is_some() == (vcpu != 5)));
+    lapic(&mut devices, 5, 0x310, 0xff << 24, 0);
+    lapic(&mut devices, 5, 0x300, 0x0000_00fe, 0);
+    assert_eq!(devices.requests(63), Requests::empty(), "of the same class as the one in service");
+    assert_eq!(devices.acknowledge(5), Some(0xfe));
+    lapic(&mut devices, 5, 0xb0, 0, 0);
+    for vcpu in (0..64).filter(|&vcpu| vcpu != 5) {
+        lapic(&mut devices, vcpu, 0xb0, 0, 0);
+        assert_eq!(devices.acknowledge(vcpu), Some(0xfe), "vCPU {vcpu}");
+        lapic(&mut devices, vcpu, 0xb0, 0, 0);
+    }
+    devices.take_kicks();
+    lapic(&mut devices, 5, 0x310, 63 << 24, 0);
+    lapic(&mut devices, 5, 0x300, 0x0000_0400, 0);
+    assert_eq!((devices.take_kicks(), devices.requests(63)), (1 << 63, Requests::NMI));
+}
+
+#[test]
+fn the_lowest_priority_of_a_set_takes_the_interrupt() {
+    let mut devices = devices(4);
+    for (vcpu, tpr) in [(0, 0), (1, 0x40), (2, 0x20), (3, 0x30)] {
+        lapic(&mut devices, vcpu, 0xf0, 0x1ff, 0);
+        lapic(&mut devices, vcpu, 0xd0, 1 << (24 + vcpu), 0);
+        devices.set_tpr(vcpu, tpr);
+    }
+    let send = |devices: &mut Devices| {
+        devices.take_kicks();
+        // To 1, 2 and 3, logically.
+        lapic(devices, 0, 0x310, 0b1110 << 24, 0);
+        lapic(devices, 0, 0x300, 0x0000_0950, 0);
+        devices.take_kicks()
+    };
+    assert_eq!(send(&mut devices), 1 << 2);
+    assert_eq!(devices.acknowledge(2), Some(0x50));
+    assert_eq!(send(&mut devices), 1 << 3, "the other serves one of that class");
+    // One whose APIC is switched off by software takes none.
+    lapic(&mut devices, 3, 0xf0, 0xff, 0);
+    assert_eq!(send(&mut devices), 1 << 1);
+}
+
+#[test]
+fn x2apic_destinations_are_clusters_of_sixteen() {
+    let mut devices = devices(64);
+    for vcpu in 0..64 {
+        let base = devices.apic_base(vcpu);
+        devices.set_apic_base(vcpu, base | 1 << 10).unwrap();
+        devices.x2apic_write(vcpu, 0x80f, 0x1ff, 0).unwrap();
+    }
+    devices.take_kicks();
+    // Cluster 3, its first and its last; then everybody; then one, physically.
+    devices.x2apic_write(0, 0x830, 0x0003_8001 << 32 | 0x0840, 0).unwrap();
+    assert_eq!(devices.take_kicks(), 1 << 48 | 1 << 63);
+    devices.x2apic_write(0, 0x830, 0xffff_ffff << 32 | 0x0060, 0).unwrap();
+    assert_eq!(devices.take_kicks(), !(1 << 48 | 1 << 63), "those two have a request already");
+    assert_eq!((devices.acknowledge(48), devices.acknowledge(17)), (Some(0x60), Some(0x60)));
+    devices.take_kicks();
+    devices.x2apic_write(0, 0x830, 17 << 32 | 0x00f0, 0).unwrap();
+    assert_eq!(devices.take_kicks(), 1 << 17);
+}
+
+#[test]
 fn task_priority_holds_interrupts_back() {
     let mut devices = devices(1);
     devices.set_cr8(0, 5);

@@ -151,6 +151,32 @@ fn h14_a_root_on_two_vcpus_has_a_tag_of_each() {
     machine.audit();
 }
 
+/// A root remembers the tag of whoever loaded it last: the other vCPU must find its own all the same, or it would take a
+/// new one, and flush it, at every change.
+#[test]
+fn a_vcpu_finds_its_tag_of_a_root_that_another_used_since() {
+    let mut machine = two_vcpus();
+    let home = machine.cpu.paging;
+    let roots = [home, root(&machine, 0), root(&machine, 1)];
+    let mut tags = [[0; 3]; 2];
+    for round in 0..4 {
+        for (vcpu, tags) in tags.iter_mut().enumerate() {
+            // In different orders, so that the two number the roots differently.
+            for n in [[0, 1, 2], [2, 0, 1]][vcpu] {
+                machine.set_paging(Paging { cr3: roots[n].cr3, ..home });
+                assert!(
+                    round == 0 || good(&machine) && machine.cpu.tag() == tags[n],
+                    "vCPU {vcpu}, root {n}"
+                );
+                machine.access(Gva(TOP), READ);
+                tags[n] = machine.cpu.tag();
+            }
+            machine.next_vcpu();
+        }
+    }
+    machine.audit();
+}
+
 #[test]
 fn h14_what_one_vcpu_takes_away_both_flush() {
     let mut machine = two_vcpus();
