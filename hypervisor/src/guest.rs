@@ -143,10 +143,12 @@ impl Guest {
 
     /// Kicks the vCPUs in the set, a bit each.
     pub fn kick(&self, set: u64) {
-        for (number, vcpu) in self.vcpus.iter().enumerate() {
-            if set >> number & 1 != 0 {
+        let mut left = set;
+        while left != 0 {
+            if let Some(vcpu) = self.vcpus.get(left.trailing_zeros() as usize) {
                 vcpu.kick();
             }
+            left &= left - 1;
         }
     }
 
@@ -162,8 +164,8 @@ impl Guest {
     pub fn is_dead(&self) -> bool {
         let devices = self.devices.lock();
         let waits = |vcpu| devices.requests(vcpu).contains(Requests::NMI);
-        // Under the lock: who takes an NMI is not in the set any more.
-        let asleep = self.dead.load(Ordering::SeqCst) | self.parked.load(Ordering::SeqCst);
-        (0..self.vcpus.len()).all(|vcpu| asleep >> vcpu & 1 != 0 && !waits(vcpu))
+        // Under the lock: who takes an NMI is not in the set any more. One that is parked takes none.
+        let (dead, parked) = (self.dead.load(Ordering::SeqCst), self.parked.load(Ordering::SeqCst));
+        (0..self.vcpus.len()).all(|vcpu| parked >> vcpu & 1 != 0 || dead >> vcpu & 1 != 0 && !waits(vcpu))
     }
 }

@@ -31,6 +31,9 @@ struct ShadowRow {
 
 type Shadow = Option<ShadowRow>;
 
+/// A guest's vCPUs on a line.
+const VCPUS_PER_LINE: usize = 4;
+
 /// A guest's line at one moment.
 struct Row {
     name: heapless::String<32>,
@@ -261,6 +264,14 @@ fn guest(row: &Row) {
         let _ = write!(line, " {name} {value}");
     }
     raw(format_args!("   {line}"));
+    for (first, vcpus) in guest.vcpus.chunks(VCPUS_PER_LINE).enumerate().filter(|_| guest.vcpus.len() > 1) {
+        let mut line = heapless::String::<256>::new();
+        for (number, vcpu) in (first * VCPUS_PER_LINE..).zip(vcpus) {
+            let exits = vcpu.exits.load(Ordering::Relaxed);
+            let _ = write!(line, " vcpu {number} on core {}: {exits} exits;", vcpu.core());
+        }
+        raw(format_args!("   {}", line.trim_end_matches(';')));
+    }
     for reasons in row.exits_by_reason().chunks(REASONS_PER_LINE) {
         let mut line = heapless::String::<256>::new();
         for total in reasons {

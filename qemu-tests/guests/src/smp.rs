@@ -185,6 +185,11 @@ pub fn send_nmi(target: Target) {
     command(target, 4 << 8);
 }
 
+/// Sends INIT.
+pub fn send_init(number: usize) {
+    command(Target::One(number), 5 << 8);
+}
+
 /// Sends a start-up message: begin in real mode at `page << 12`.
 pub fn send_startup(number: usize, page: u8) {
     command(Target::One(number), 6 << 8 | u32::from(page));

@@ -1,5 +1,6 @@
 //! Its first processor halts with interrupts off, is woken by another one's NMI, and when both have halted so nothing
-//! can go on. A third processor is sent a start-up message, by which none starts here.
+//! can go on. A third processor is sent a start-up message, by which none starts here; the second one is stopped by INIT
+//! and woken again in between.
 #![no_std]
 #![no_main]
 
@@ -11,7 +12,7 @@ use test_guests::{cpu, entry, println, trap};
 entry!(main);
 
 static NMIS: AtomicU32 = AtomicU32::new(0);
-static SAID: AtomicU32 = AtomicU32::new(0);
+static LIVES: AtomicU32 = AtomicU32::new(0);
 
 /// Time for the first processor to fall asleep and stay so.
 const NAP_TICKS: u64 = 2_000_000;
@@ -21,9 +22,16 @@ fn wake_the_first(_: usize) {
     let begin = cpu::rdtsc();
     while cpu::rdtsc() - begin < NAP_TICKS {}
     smp::send_nmi(Target::One(0));
-    while SAID.load(Ordering::Acquire) == 0 {
+    // INIT ends this.
+    loop {
         core::hint::spin_loop();
     }
+}
+
+fn come_again(_: usize) {
+    LIVES.fetch_add(1, Ordering::Release);
+    // The first one halts meanwhile; the others are parked, and an NMI for them is none for anybody.
+    smp::send_nmi(Target::One(2));
 }
 
 fn main() -> u8 {
@@ -34,7 +42,12 @@ fn main() -> u8 {
     }
     cpu::halt_for_ever();
     println!("smp-halt: woken by {} NMI", NMIS.load(Ordering::Acquire));
-    SAID.store(1, Ordering::Release);
+    smp::send_init(1);
+    let again = smp::start(&machine, 1, cpu::read_cr3(), come_again);
+    while LIVES.load(Ordering::Acquire) == 0 {
+        core::hint::spin_loop();
+    }
+    println!("smp-halt: woken again after INIT: {again}");
     cpu::halt_for_ever();
     println!("smp-halt: woken by nobody: BAD");
     3
