@@ -304,8 +304,8 @@ mod tests {
         let cut = unpack(&blob[..blob.len() - 1]).unwrap_err();
         assert_eq!(cut, UnpackError::Lengths { declared: blob.len() as u64, given: blob.len() as u64 - 1 });
         let mut other = blob.clone();
-        other[8] = 2;
-        assert_eq!(unpack(&other).unwrap_err(), UnpackError::Version(2));
+        other[8] += 1;
+        assert_eq!(unpack(&other).unwrap_err(), UnpackError::Version(VERSION + 1));
         for at in [64, 100, blob.len() - 1] {
             let mut other = blob.clone();
             other[at] ^= 0x10;
