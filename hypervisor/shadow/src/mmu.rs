@@ -138,6 +138,8 @@ pub struct Mmu {
     /// How often a page has gone unsync, and one. While it stays the same no root comes to lead to an unsync page: what a
     /// new pointer leads to has been synced before it is made.
     pub(crate) times_unsync: u64,
+    /// How often something was added to an unsync page.
+    pub(crate) additions: u64,
     /// How many pointers to shadow pages have been taken away.
     pub(crate) cut: u64,
     pub(crate) trail: Option<Trail>,
@@ -181,6 +183,7 @@ impl Mmu {
             narrowed: false,
             stats: Stats::default(),
             times_unsync: 1,
+            additions: 0,
             cut: 0,
             trail: None,
             device: None,

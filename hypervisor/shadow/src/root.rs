@@ -35,9 +35,14 @@ struct Tag {
     /// The MMU's clock when the vCPU left the root; what it then showed, a processor may have cached under `pcid`.
     /// 0 if that PCID has been flushed since.
     left: u64,
+    /// [`Mmu::times_unsync`] and [`Mmu::additions`] together, when the root last came back without a flush.
+    looked: u64,
     /// [`Mmu::times_unsync`] when the root was last found to lead to no unsync page.
     settled: u64,
 }
+
+/// In place of when a root was left: the vCPU is on it.
+const NEVER_LEFT: u64 = u64::MAX;
 
 /// What a load of a root takes of the translations that the guest may still have cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +194,7 @@ impl Mmu {
             Some(root) if self.pages[root].gfn == gfn && self.pages[root].role == role => {
                 // It was never left: all that it shows may have been cached.
                 let same = cpu.tags[cpu.tag].pcid == pcid;
-                (root, if same { u64::MAX } else { 0 })
+                (root, if same { NEVER_LEFT } else { 0 })
             }
             _ => {
                 let root = match self.find(host, gfn, role) {
@@ -225,11 +230,16 @@ impl Mmu {
         }
         self.stats.root_loads += 1;
         // Unsync pages of other roots wait for these: this one has looked at them before.
-        if !self.unsync.is_empty() && cpu.tags[cpu.tag].settled != self.times_unsync {
-            let (times_unsync, kept) = (self.times_unsync, if flush == Flush::Keep { kept } else { 0 });
-            self.sync_since(host, root, kept);
-            if kept == 0 {
-                cpu.tags[cpu.tag].settled = times_unsync;
+        let tag = &mut cpu.tags[cpu.tag];
+        if !self.unsync.is_empty() && tag.settled != self.times_unsync {
+            let (times_unsync, additions) = (self.times_unsync, self.additions);
+            if flush != Flush::Keep || kept == 0 {
+                tag.settled = times_unsync;
+                self.sync_since(host, root, 0);
+            } else if kept != NEVER_LEFT && tag.looked != times_unsync + additions {
+                // What it then left as it was, it may still show: nothing has been added to it since.
+                tag.looked = times_unsync + additions;
+                self.sync_since(host, root, kept);
             }
         }
         self.publish(host);

@@ -222,6 +222,7 @@ impl Mmu {
     pub(crate) fn note_addition(&mut self, id: PageId) {
         if let Some(behind) = self.unsync.get_mut(self.pages[id].unsync as usize) {
             behind.added = self.clock;
+            self.additions += 1;
         }
     }
 
