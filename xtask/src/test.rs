@@ -34,14 +34,15 @@ pub fn test(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let whole = filter.is_none() && !arguments.host_only;
     let mut totals = Totals::default();
-    for suite in suites::ALL.iter().filter(|suite| !(arguments.host_only && suite.emulators)) {
+    let ordinary = |suite: &&Suite| filter != Some(miri::WORD) && !(arguments.host_only && suite.emulators);
+    for suite in suites::ALL.iter().filter(ordinary) {
         if arguments.list {
             suite.list(filter, &mut totals);
         } else {
             suite.run(filter, &mut totals)?;
         }
     }
-    if !arguments.list && filter.is_none_or(|filter| filter == "miri") {
+    if !arguments.list && filter.is_none_or(|filter| filter == miri::WORD) {
         miri::run(&mut totals);
     }
     if whole {

@@ -5,7 +5,7 @@
 //! | [`surroundings`] | what the MMU sees: guest RAM, table frames, counters, the other vCPUs |
 //! | [`processor`] | the hardware: walks the shadow tables, keeps TLBs and paging-structure caches by tag, forgets only what it is told to |
 //! | [`machine`] | one guest on that hardware: the exits, as the hypervisor's exit path handles them |
-//! | [`reference`] | a page walk and the access rights, from the SDM's text; shares no code with the crate |
+//! | [`mod@reference`] | a page walk and the access rights, from the SDM's text; shares no code with the crate |
 //! | [`architecture`] | which translations the SDM lets a guest's processor still use |
 //! | [`contents`] | which values the shadow tables may hold |
 //! | [`listing`] | sequences of steps as text, and as bytes |

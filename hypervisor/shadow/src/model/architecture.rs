@@ -256,7 +256,7 @@ impl<L: Fn(u64) -> u64> Question<'_, L> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::model::reference::{CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_NXE};

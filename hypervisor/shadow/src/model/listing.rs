@@ -68,7 +68,7 @@ pub fn reduced(numbers: &[u64]) -> Option<Vec<u64>> {
     Some(rest)
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -216,13 +216,13 @@ fn one(user: bool, number: usize, cold: u64, at_iret: u64) -> u32 {
     }
     make_cold(cold);
     let stack = STACK + PAGE + 256;
-    // SAFETY: the structures are mapped, the stack is nobody else's, and every handler comes back.
-    unsafe {
-        if user {
-            deliver_user(number as u64, cpu::read_cr3(), stack, if vector == INTERRUPT { 0x202 } else { 2 });
-        } else {
-            deliver(number as u64, cpu::read_cr3(), stack);
-        }
+    if user {
+        let flags = if vector == INTERRUPT { 0x202 } else { 2 };
+        // SAFETY: the structures are mapped, the stack is nobody else's, and every handler comes back.
+        unsafe { deliver_user(number as u64, cpu::read_cr3(), stack, flags) };
+    } else {
+        // SAFETY: the same.
+        unsafe { deliver(number as u64, cpu::read_cr3(), stack) };
     }
     COLD_AT_IRET.store(0, Relaxed);
     let (count, got, got_error) = (COUNT.load(Relaxed), VECTOR.load(Relaxed), ERROR.load(Relaxed));

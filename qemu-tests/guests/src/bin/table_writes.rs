@@ -26,7 +26,7 @@ entry!(main);
 
 /// The entry that maps numbered page `page`.
 const fn entry_for(page: u64) -> u64 {
-    NUMBERED + page % PAGES * PAGE | P | W | A | D
+    (NUMBERED + page % PAGES * PAGE) | P | W | A | D
 }
 
 /// The number of the page that page `index` of the window now is.
@@ -119,7 +119,7 @@ fn main() -> u8 {
     }
     for table in 0..2 {
         let slot = space.directory_entry(WINDOW + (table << 21));
-        cpu::write64(slot, TABLES + table * PAGE | P | W | A);
+        cpu::write64(slot, (TABLES + table * PAGE) | P | W | A);
         space.map(ALIAS + table * PAGE, TABLES + table * PAGE, P | W | A | D);
     }
     let mut bad = 0;
