@@ -18,6 +18,7 @@ use machine::cpu::control::{ControlModel, FixedBits};
 use machine::cpu::cpuid::CpuidModel;
 use machine::cpu::msr::MsrModel;
 use machine::device::{Devices, Requests};
+use machine::load::firmware::wakeup;
 use machine::manifest::{End, GuestConfig};
 use memory::{Gpa, GuestId, Hpa};
 use spin::{Mutex, Once};
@@ -165,7 +166,13 @@ impl Guest {
         let devices = self.devices.lock();
         let waits = |vcpu| devices.requests(vcpu).contains(Requests::NMI);
         // Under the lock: who takes an NMI is not in the set any more. One that is parked takes none.
-        let (dead, parked) = (self.dead.load(Ordering::SeqCst), self.parked.load(Ordering::SeqCst));
-        (0..self.vcpus.len()).all(|vcpu| parked >> vcpu & 1 != 0 || dead >> vcpu & 1 != 0 && !waits(vcpu))
+        let dead = self.dead.load(Ordering::SeqCst);
+        // Before `parked`: who is woken is parked no more before the command is taken out of the mailbox.
+        let woken = self.mailbox.and_then(|mailbox| wakeup::wanted(&self.ram, mailbox).ok().flatten());
+        let parked = self.parked.load(Ordering::SeqCst);
+        (0..self.vcpus.len()).all(|vcpu| {
+            let sleeps = parked >> vcpu & 1 != 0 && woken != Some(vcpu as u32);
+            sleeps || dead >> vcpu & 1 != 0 && !waits(vcpu)
+        })
     }
 }

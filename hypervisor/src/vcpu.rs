@@ -407,10 +407,12 @@ impl Vcpu {
             self.halted = false;
         }
         self.give_task_priority(vmcs);
+        // Also on the way to sleep: who is woken may be the one that this vCPU waits for.
+        let mailbox_tsc = self.look_into_mailbox();
         if self.halted {
             return self.still_halted(vmcs, next_tsc);
         }
-        let patience_tsc = crate::console::patience_tsc(core.index).min(self.look_into_mailbox());
+        let patience_tsc = crate::console::patience_tsc(core.index).min(mailbox_tsc);
         self.deadline_tsc = next_tsc.map_or(turn_end_tsc, |tsc| tsc.min(turn_end_tsc)).min(patience_tsc);
         self.arm(core, vmcs, time::tsc());
         Next::Resume

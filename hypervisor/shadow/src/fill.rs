@@ -91,6 +91,7 @@ impl Mmu {
         });
         let target = if block.is_some() { 2 } else { 1 };
 
+        let cut = self.cut;
         let known = if target == 1 { self.on_trail(root, gva, walk) } else { None };
         let (mut page, mut target) = match known {
             Some(leaf) => (leaf, 1),
@@ -117,7 +118,7 @@ impl Mmu {
             return Fill::Changed;
         }
         if target == 1 && known.is_none() {
-            self.leave_trail(root, gva, walk, page);
+            self.leave_trail(cut, root, gva, walk, page);
         }
         let index = shadow_index(target, gva);
         let outcome = match (guest_page, block) {
@@ -229,7 +230,11 @@ impl Mmu {
             let index = shadow_index(level, gva);
             let (gfn, role) = self.next_down(page, self.pages[page].role, index, level, walk);
             let found = self.find(host, gfn, role);
-            let Some(child) = found.or_else(|| self.make(host, gfn, role)) else { return Err(Fill::Short) };
+            let Some(child) = found.or_else(|| self.make(host, gfn, role)) else {
+                // Ruled out by what was reserved.
+                self.unpin(&steps[..count]);
+                return Err(Fill::Short);
+            };
             // Nothing may take it for an orphan while it has no parent yet.
             self.pages[child].roots += 1;
             steps[count] = Down { child, found: found.is_some() };
@@ -242,10 +247,14 @@ impl Mmu {
         }
         self.shut_out(host);
         let outcome = self.link(host, cpu, gva, walk, top, &steps[..count]);
-        for down in &steps[..count] {
+        self.unpin(&steps[..count]);
+        outcome.map(|()| (page, target))
+    }
+
+    fn unpin(&mut self, steps: &[Down]) {
+        for down in steps {
             self.pages[down.child].roots -= 1;
         }
-        outcome.map(|()| (page, target))
     }
 
     /// Whether spte `index` of `page` points to `child`.

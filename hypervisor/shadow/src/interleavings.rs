@@ -57,6 +57,7 @@ struct World {
 /// As `guest::Presence` of the hypervisor.
 struct Presence {
     in_guest: AtomicU64,
+    flushed: AtomicU64,
     kicked: AtomicU64,
 }
 
@@ -173,10 +174,12 @@ impl Host for Core<'_> {
     fn shoot_down(&self) {
         let other = &self.world.presence[1 - self.vcpu];
         fence(Ordering::SeqCst);
-        let entry = other.in_guest.load(Ordering::SeqCst);
-        if entry != 0 {
+        let now = self.world.generation.load(Ordering::SeqCst);
+        let is_behind =
+            || other.in_guest.load(Ordering::SeqCst) != 0 && other.flushed.load(Ordering::SeqCst) < now;
+        if is_behind() {
             other.kicked.store(1, Ordering::SeqCst);
-            while other.in_guest.load(Ordering::SeqCst) == entry {
+            while is_behind() {
                 thread::yield_now();
             }
         }
@@ -228,6 +231,7 @@ impl Cpu {
             self.tlb.clear();
             self.leaf_table = None;
             self.mmu.flushed(now);
+            presence.flushed.store(now, Ordering::Release);
         }
     }
 
@@ -372,7 +376,8 @@ fn world() -> Arc<World> {
         (0x8000, NEW),
         (PT + 8 * (EDIT >> 12), PT),
     ];
-    let presence = || Presence { in_guest: AtomicU64::new(0), kicked: AtomicU64::new(0) };
+    let presence =
+        || Presence { in_guest: AtomicU64::new(0), flushed: AtomicU64::new(0), kicked: AtomicU64::new(0) };
     Arc::new(World {
         slots,
         entry: AtomicU64::new(OLD | ALL),

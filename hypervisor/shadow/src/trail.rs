@@ -12,8 +12,9 @@ use crate::walk::{UPPER_LEVELS, Walk};
 /// The last way down to level 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Trail {
-    /// How many pointers had been taken away when it was walked: every one of its own is still there while that number
-    /// is the same, and a pointer that is there leads where it led.
+    /// How many pointers had been taken away before it was walked (the way down may itself take some away, of its own
+    /// too): every one of its own is still there while that number is the same, and a pointer that is there leads where
+    /// it led.
     cut: u64,
     root: PageId,
     /// The 2 MiB of linear addresses.
@@ -36,10 +37,10 @@ impl Mmu {
         same.then_some(trail.leaf)
     }
 
-    /// The way down for `gva` ended at `leaf`.
+    /// The way down for `gva`, begun when `cut` pointers had been taken away, ended at `leaf`.
     #[inline]
-    pub(crate) fn leave_trail(&mut self, root: PageId, gva: Gva, walk: &Walk, leaf: PageId) {
-        let (cut, region, upper) = (self.cut, gva.0 >> BLOCK_SHIFT, *walk.upper());
+    pub(crate) fn leave_trail(&mut self, cut: u64, root: PageId, gva: Gva, walk: &Walk, leaf: PageId) {
+        let (region, upper) = (gva.0 >> BLOCK_SHIFT, *walk.upper());
         self.trail = Some(Trail { cut, root, region, upper, leaf });
     }
 }

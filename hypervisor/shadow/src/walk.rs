@@ -201,8 +201,8 @@ pub fn walk<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access
     }
 }
 
-/// A guest that keeps changing an entry under its walks holds up only itself: after a few rounds the fault is simply
-/// taken again.
+/// Each round that is lost is an entry that another vCPU has just changed, so they end soon; a guest that wins a thousand
+/// times in a row against itself gets a fault for it.
 #[cold]
 fn walk_again<G: GuestMemory>(
     paging: &Paging,
@@ -210,7 +210,7 @@ fn walk_again<G: GuestMemory>(
     gva: Gva,
     access: Access,
 ) -> Result<Walk, PageFault> {
-    for _ in 0..4 {
+    for _ in 0..1_000 {
         match pass::<G, true>(paging, guest, gva, access) {
             Ok(found) => return Ok(found),
             Err(Missed::Fault(code)) => return Err(fault(paging, gva, access, code)),
@@ -231,8 +231,8 @@ pub fn peek<G: GuestMemory>(paging: &Paging, guest: &G, gva: Gva, access: Access
     })
 }
 
-/// One pass from the root to the leaf; with `UPDATE`, A and D are set on its path when it has arrived. Each level is compiled on its own,
-/// with its constants: a walk is a fifth of what a fill costs.
+/// One pass from the root to the leaf; with `UPDATE`, A and D are set on its path when it has arrived. Each level is
+/// compiled on its own, with its constants: a walk is a fifth of what a fill costs.
 #[inline(always)]
 fn pass<G: GuestMemory, const UPDATE: bool>(
     paging: &Paging,
@@ -407,7 +407,9 @@ impl<G: GuestMemory> Way<'_, G> {
     }
 
     /// Sets A in the entries above the leaf's `level`. Only once the walk has arrived: then a fill follows, which sees to
-    /// it that no shadow of another format takes these bits for its own (see `Mmu::has_two_formats`).
+    /// it that no shadow of another format takes these bits for its own (see `Mmu::has_two_formats`). None follows the
+    /// walks of an emulated instruction's operands: a guest whose tables are of two formats at once may be shown what
+    /// was before.
     #[cold]
     fn mark_used(&mut self, level: u8) -> Result<(), Missed> {
         let top = match self.paging.mode {

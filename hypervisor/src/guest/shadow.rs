@@ -137,9 +137,11 @@ impl Guest {
             if mmu.stash_frames() < FRAMES_PER_OPERATION {
                 drop(mmu);
                 core.writer.count(Event::FramesShort);
-                // Another vCPU may have used up what this one brought in: only who gains nothing at all is starved.
-                let gained = reclaim(core, allocator);
-                if gained == 0 && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
+                // Another vCPU may have used up what this one brought in, and another core have reclaimed what there was:
+                // starved is who gains nothing while there is nothing.
+                let gained = reclaim(core, allocator) + count as u64;
+                let exhausted = allocator.free_frames() <= allocator.marks().min_frames();
+                if gained == 0 && exhausted && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
                     return Err(Starved);
                 }
             }

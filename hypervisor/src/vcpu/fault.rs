@@ -139,7 +139,8 @@ impl Vcpu {
                 }
                 Fill::EmulateWrite(_) => return self.emulate_access(core, vmcs),
                 Fill::Short => {
-                    if self.guest.supply(core, self.mmu.paging.mode.shadow_is_pae()).is_err() {
+                    // A fill makes no root: any frame will do.
+                    if self.guest.supply(core, false).is_err() {
                         return self.starved(core, vmcs);
                     }
                 }

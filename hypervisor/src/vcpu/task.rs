@@ -76,7 +76,9 @@ impl Linear for Space<'_> {
             let gpa = self.vcpu.translate(gva, Kind::Write, user, false)?;
             let guest = &self.vcpu.guest;
             let host = guest.surroundings(self.core);
-            guest.mmu.lock().before_write(&host, gpa.page());
+            // Under the lock: a flush of another vCPU's must not fall between the two.
+            let mut mmu = guest.mmu.lock();
+            mmu.before_write(&host, gpa.page());
             let _ = guest.ram.write(gpa, &bytes[at..at + count]);
             Ok::<(), Exception>(())
         });
@@ -207,7 +209,10 @@ impl Vcpu {
         vmcs.write(fields::GUEST_PENDING_DEBUG_EXCEPTIONS, 0);
         self.attend();
         if let Some(exception) = exception {
-            // Raised in the delivery of the event, if there is one.
+            // Raised in the delivery of the event, if there is one. An interrupt has been taken by then, and does not come
+            // again; an exception and this one may make a double fault.
+            let taken = [InterruptionType::External, InterruptionType::Nmi];
+            self.event = self.event.take().filter(|event| !taken.contains(&event.kind));
             return self.fault(core, vmcs, *exception);
         }
         self.event = None;

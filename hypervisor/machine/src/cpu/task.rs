@@ -281,7 +281,7 @@ pub fn prepare<M: Linear>(
     new.ldtr.selector = dword(offset::LDT) as u16;
     // All that is going to be written, before anything is.
     memory.check_write(
-        old.tr.base as u32 + offset::EIP as u32,
+        (old.tr.base as u32).wrapping_add(offset::EIP as u32),
         SAVED_LAST + 1 - offset::EIP as u32,
         Privilege::Supervisor,
     )?;

@@ -320,7 +320,14 @@ impl Host for Surroundings {
     }
     fn shoot_down(&self) {
         self.tick();
-        self.cores.borrow_mut().running = [None; VCPUS_MAX];
+        {
+            // The others come out, flush, and go straight in again.
+            let cores = &mut *self.cores.borrow_mut();
+            cores.running[usize::from(cores.acting)] = None;
+            for context in cores.running.iter().flatten() {
+                cores.processor.flush(context.vcpu, context.tag);
+            }
+        }
         self.shoot_downs.set(self.shoot_downs.get() + 1);
     }
 }

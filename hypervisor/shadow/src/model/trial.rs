@@ -295,6 +295,10 @@ impl Trial {
             self.next_vcpu();
         }
         let (mmu, host) = (&mut self.machine.mmu, &self.machine.host);
+        let pinned = (0..mmu.pages.capacity())
+            .map(|id| &mmu.pages[PageId(id)])
+            .find(|page| page.live && page.roots > 0);
+        assert!(pinned.is_none(), "nobody runs on it: {pinned:?}");
         mmu.zap_all(host);
         mmu.release(host, host.generation.get());
         assert_eq!(mmu.live_pages(), 0);
@@ -661,6 +665,7 @@ impl Trial {
             }
             Landed::Mmio(gpa) => {
                 assert_eq!(Ok(gpa.0), expected.map(|target| target.physical), "{}", what());
+                assert!(self.machine.host.slots.index(gpa.page()).is_none(), "it is RAM: {}", what());
             }
             Landed::Ram(gpa) => {
                 let claim = Claim { linear, attempt: attempt(access), physical: gpa.0 };
