@@ -1,9 +1,8 @@
 //! The random guests find every deliberate defect, and how many steps that takes.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
-use super::random::{CORPUS, from_seed, numbers, quietly};
+use super::random::{CORPUS, from_seed, numbers, quietly, say};
 use crate::Mode;
 use crate::defect::{Defect, with};
 use crate::model::listing::to_text;
@@ -35,18 +34,16 @@ fn file(defect: Defect) -> PathBuf {
 fn hunt(part: usize, parts: usize) {
     let mut missed = Vec::new();
     for &defect in Defect::ALL.iter().skip(part).step_by(parts) {
-        let start = Instant::now();
         match found(defect) {
             Some((steps, reason, numbers)) => {
                 if std::env::var_os("SHADOW_CORPUS").is_some() {
                     std::fs::write(file(defect), to_text(&numbers)).unwrap();
                 }
-                let reason: String = reason.lines().next().unwrap_or_default().chars().take(100).collect();
-                println!("{steps:>7} steps: {}: {reason}", defect.description());
+                let reason: String = reason.lines().next().unwrap_or_default().chars().take(60).collect();
+                say(&format!("{steps:>7} steps: {}: {reason}", defect.description()));
             }
             None => missed.push(defect),
         }
-        println!("          {:?}", start.elapsed());
     }
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
