@@ -21,6 +21,8 @@ pub fn allow_test_exit() {
 /// Prints `umbra: exit CODE`, stops the other cores and ends: the emulator, where that was allowed, else this
 /// core halts for ever. 0: every guest ended as its manifest expects; 101: panic.
 pub fn exit(code: u8) -> ! {
+    // The line that another core is printing is let finish, if it can be.
+    serial::await_writer();
     cores::stop_others();
     // SAFETY: the other cores are stopped or about to be, maybe in the middle of a line.
     unsafe { log::break_locks() };

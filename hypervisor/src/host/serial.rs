@@ -284,23 +284,32 @@ pub fn flush() {
     }
 }
 
-/// Takes the lock away from whoever holds it, if it is not given back soon, sends what waits, and lets writers wait
-/// for the port again.
-///
-/// # Safety
-/// Only at the end, when the other cores are stopped or about to be.
-pub unsafe fn break_lock() {
+/// Waits until nobody is in the middle of a line, or for longer than a line takes.
+pub fn await_writer() {
     for _ in 0..1_000_000 {
         if !LINE.is_locked() {
             break;
         }
         core::hint::spin_loop();
     }
-    if LINE.is_locked() {
+}
+
+/// Takes the lock away from whoever holds it, if it is not given back soon, sends what waits, and lets writers wait
+/// for the port again. What is written next begins a line.
+///
+/// # Safety
+/// Only at the end, when the other cores are stopped or about to be.
+pub unsafe fn break_lock() {
+    await_writer();
+    let in_the_middle = LINE.is_locked();
+    if in_the_middle {
         // SAFETY: the machine ends: the holder is this core (interrupted in the middle) or stopped.
         unsafe { LINE.force_unlock() }
     }
     let mut line = LINE.lock();
     line.background = false;
     line.wait(0);
+    if in_the_middle {
+        line.write(b"\r\n");
+    }
 }
