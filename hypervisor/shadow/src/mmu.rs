@@ -120,10 +120,10 @@ pub struct Mmu {
     /// Shadow pages whose gfn is no RAM (dummy roots, pieces of large pages over MMIO), in chains by block.
     pub(crate) strays: [u32; STRAY_CHAINS],
     pub(crate) unsync: Vec<Unsync>,
-    /// Shadow pages that are being synced: off the list of unsync ones, their tables not writable any more.
-    pub(crate) due: Vec<PageId>,
     /// How many of them are above level 1.
     pub(crate) unsync_upper: u32,
+    /// Shadow pages that are being synced: off the list of unsync ones, their tables not writable any more.
+    pub(crate) due: Vec<PageId>,
     /// Orders departures from roots and flushes against additions to unsync pages. Starts at 1: 0 is before all.
     pub(crate) clock: u64,
     /// Frames at hand.
@@ -135,8 +135,8 @@ pub struct Mmu {
     /// Something was taken away since the generation last advanced.
     pub(crate) narrowed: bool,
     pub(crate) stats: Stats,
-    /// How often a page has gone unsync, and one. While it stays the same no root comes to lead to an unsync page: what a
-    /// new pointer leads to has been synced before it is made.
+    /// How often a page has gone unsync, from 1 on: a new tag has looked at none. While it stays the same no root comes
+    /// to lead to an unsync page: what a new pointer leads to has been synced before it is made.
     pub(crate) times_unsync: u64,
     /// How often something was added to an unsync page.
     pub(crate) additions: u64,
@@ -161,7 +161,7 @@ impl Mmu {
             + 2 * STASH_MAX * size_of::<Pfn>()
     }
 
-    /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 150 for each
+    /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 180 for each
     /// shadow page of `config.pages_max` (raised to [`pages_min`]).
     #[must_use]
     pub fn new(config: Config, slots: &Slots) -> Mmu {

@@ -46,15 +46,6 @@ impl Ram {
         *word = change(*word);
         Ok(())
     }
-
-    /// The pages that were ever written, with what they hold.
-    pub fn each_page(&self, mut look: impl FnMut(Gfn, &[u64; WORDS])) {
-        for (gfn, page) in self.pages.borrow().iter().enumerate() {
-            if let Some(words) = page {
-                look(Gfn(gfn as u64), words);
-            }
-        }
-    }
 }
 
 impl GuestMemory for Ram {
