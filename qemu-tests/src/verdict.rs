@@ -164,7 +164,7 @@ mod tests {
             })
         };
         assert_eq!(verdict(output).counter("reclaims").unwrap(), 7);
-        assert_eq!(verdict(output).counter("zaps").unwrap(), 0);
+        assert_eq!(verdict(output).counter("pages_zapped").unwrap(), 0);
         assert_eq!(verdict(output).guest_ticks("a").unwrap(), 345);
         assert_eq!(verdict(output).shadow_count("a", "fills").unwrap(), 4);
         assert!(verdict(output).shadow_count("b", "fills").is_err());

@@ -7,7 +7,7 @@ use qemu_tests::{Boot, SMALL_TIMEOUT, Verdict, test};
 
 /// Reclaim was at work: this many shadow pages at least were taken back.
 fn pressed(verdict: &Verdict, pages_min: u64) -> Result<()> {
-    let (batches, pages) = (verdict.counter("reclaims")?, verdict.counter("reclaimed_pages")?);
+    let (batches, pages) = (verdict.counter("reclaims")?, verdict.counter("reclaimed")?);
     println!("{pages} pages reclaimed in {batches} batches");
     ensure!(
         pages >= pages_min,

@@ -42,7 +42,7 @@ fn all_is_well(vcpus: u32, cores: u32, model: &str, hypervisor: &str, more: &str
         .guest_ended("smp", "exit 0")?
         .success()?;
     if !hypervisor.is_empty() {
-        let pages = verdict.counter("reclaimed_pages")?;
+        let pages = verdict.counter("reclaimed")?;
         ensure!(pages > 0, "the budget was not tight: {pages} pages reclaimed");
         // A broken invariant is a panic.
         let audits = verdict.outcome.output.matches(": sound").count();

@@ -9,7 +9,7 @@ use memory::{BLOCK_PAGES, Gfn, Pfn, TableMemory};
 use crate::host::Host;
 use crate::link::{HEAD, Head, NIL};
 use crate::mmu::{Mmu, is_low, stray_chain};
-use crate::pages::{PageId, SpteId};
+use crate::pages::{PageId, Shelf, SpteId};
 use crate::paging::{Rights, bits};
 use crate::role::Role;
 use crate::spte::{self, EMPTY, Spte};
@@ -85,7 +85,7 @@ fn of_page(page: u32, invariant: &'static str) -> Result<(), Violation> {
 const REVERSE_MAP: &str = "the reverse map lists each leaf once";
 const PARENTS: &str = "a pointer is on the parent list of the page it points to";
 const CHAINS: &str = "each live page is on the chain of its gfn";
-const ORDER: &str = "each live page is in the order of use";
+const ORDER: &str = "each live page is in the order of use of the shelf where it belongs";
 const UNSYNC: &str = "each unsync page is on the list of them";
 
 impl Mmu {
@@ -99,11 +99,11 @@ impl Mmu {
         self.audit_blocks(host)?;
         let mut tally = Tally::default();
         self.audit_strays(host, &mut tally)?;
-        let mut next = self.pages.oldest();
+        let mut next = self.pages.first();
         while let Some(id) = next {
             self.audit_page(host, id, &mut tally)?;
             self.audit_parents(host, id, &mut tally)?;
-            next = self.pages.newer(id);
+            next = self.pages.after(id);
         }
         if tally.leaves_listed != tally.leaves {
             return of_page(NIL, REVERSE_MAP);
@@ -127,7 +127,7 @@ impl Mmu {
     pub fn audit_all<H: Host>(&mut self, host: &H) -> Result<Audited, Violation> {
         self.audit(host)?;
         let mut sptes = 0;
-        let mut next = self.pages.oldest();
+        let mut next = self.pages.first();
         while let Some(id) = next {
             let page = &self.pages[id];
             sptes += page.present.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
@@ -138,7 +138,7 @@ impl Mmu {
                     return Err(Violation { invariant, page: id.0, index, spte });
                 }
             }
-            next = self.pages.newer(id);
+            next = self.pages.after(id);
         }
         for index in 0..self.guest_pages.len() as u32 {
             self.audit_head(host, Head::Page(index))?;
@@ -172,16 +172,18 @@ impl Mmu {
         Some(Linked { id, role: page.role, raw, previous: (links >> 32) as u32, next: links as u32 })
     }
 
-    /// The order of use leads to each live page once. (What follows may rely on it to end.)
+    /// The shelves lead to each live page once, and it belongs where it stands. (What follows may rely on it to end.)
     fn audit_order(&self) -> Result<(), Violation> {
         let mut count = 0;
-        let mut next = self.pages.oldest();
-        while let Some(id) = next {
-            count += 1;
-            if count > self.pages.live() || !self.pages[id].live {
-                return of_page(id.0, ORDER);
+        for shelf in Shelf::ALL {
+            let mut next = self.pages.oldest(shelf);
+            while let Some(id) = next {
+                count += 1;
+                if count > self.pages.live() || !self.pages[id].live || self.pages[id].shelf() != shelf {
+                    return of_page(id.0, ORDER);
+                }
+                next = self.pages.newer(id);
             }
-            next = self.pages.newer(id);
         }
         if count == self.pages.live() { Ok(()) } else { of_page(NIL, ORDER) }
     }
@@ -196,7 +198,7 @@ impl Mmu {
     }
 
     fn count_tracked<H: Host>(&mut self, host: &H, count: impl Fn(u32, u32) -> u32) {
-        let mut next = self.pages.oldest();
+        let mut next = self.pages.first();
         while let Some(id) = next {
             let page = &self.pages[id];
             if page.is_tracked()
@@ -205,7 +207,7 @@ impl Mmu {
                 let tracked = &mut self.guest_blocks[index / BLOCK_PAGES as usize].tracked;
                 *tracked = count(*tracked, 1);
             }
-            next = self.pages.newer(id);
+            next = self.pages.after(id);
         }
     }
 

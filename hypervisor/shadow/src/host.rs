@@ -22,6 +22,8 @@ pub trait Host {
     /// Sptes were removed or narrowed: advances the guest's flush generation and returns the new one. A core
     /// flushes a tag that is older before it enters with it.
     fn advance_generation(&self) -> u64;
+    /// The flush generation now.
+    fn generation(&self) -> u64;
     /// Returns once no other core runs this guest with translations older than the present generation.
     fn shoot_down(&self);
 }

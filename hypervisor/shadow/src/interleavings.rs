@@ -171,6 +171,9 @@ impl Host for Core<'_> {
         fence(Ordering::SeqCst);
         now
     }
+    fn generation(&self) -> u64 {
+        self.world.generation.load(Ordering::SeqCst)
+    }
     fn shoot_down(&self) {
         let other = &self.world.presence[1 - self.vcpu];
         fence(Ordering::SeqCst);

@@ -14,7 +14,7 @@
 //! | MOV to CR3 with bit 63 | the same, but what a processor could have cached under the PCID may stay stale |
 //! | INVPCID | [`Mmu::flush_address`], [`Mmu::flush_pcid`], [`Mmu::flush`] |
 //! | a device or the emulator writes | [`Mmu::before_write`] |
-//! | frames run low | [`Mmu::reclaim`] |
+//! | frames run low | [`cache`]: [`Mmu::reclaim`] of the guest that has most |
 //! | the guest stops | [`Mmu::zap_all`] |
 //!
 //! The crate is pure: it sees the guest's memory, its own tables and the other processors through [`Host`].
@@ -24,6 +24,7 @@
 extern crate alloc;
 
 mod audit;
+pub mod cache;
 #[cfg_attr(
     not(any(test, feature = "model")),
     allow(dead_code, reason = "named where nothing is switched on")
@@ -57,9 +58,11 @@ mod tests;
 pub use audit::{Audited, Violation};
 pub use fill::Fill;
 pub use host::Host;
-pub use mmu::{Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, Stats, pages_min};
+pub use mmu::{
+    Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_INSTRUCTION, PAGES_PER_OPERATION, Stats, fills_max, pages_min,
+};
 pub use paging::{Mode, Paging, Rights};
-pub use reclaim::Class;
+pub use reclaim::{Class, Share, next_guest};
 pub use role::Role;
 pub use root::{Flush, Short, TAGS, VcpuMmu};
 pub use walk::{Access, ErrorCode, Kind, PageFault, Walk};

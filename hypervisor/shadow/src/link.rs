@@ -64,7 +64,7 @@ impl Heads<'_> {
         match head {
             Head::Page(i) => self.pages[i as usize].sptes = first,
             Head::Block(i) => self.blocks[i as usize].sptes = first,
-            Head::Parents(page) => self.arena[page].parents = first,
+            Head::Parents(page) => self.arena.set_parents(page, first),
         }
     }
 

@@ -6,13 +6,14 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use memory::{BLOCK_PAGES, Gfn, Pfn, Slots, TableMemory};
+use memory::{BLOCK_PAGES, Event, Gfn, Pfn, Slots, TableMemory};
 
 use crate::defect::{Defect, has};
 use crate::host::Host;
 use crate::link::{Head, Heads, NIL};
 use crate::pages::{PageId, Pages, ShadowPage, SpteId, Sptes};
 use crate::paging::{Mode, Paging, Rights, bits};
+use crate::reclaim::Ghosts;
 use crate::rmap::{GuestBlock, GuestPage};
 use crate::role::Role;
 use crate::spte::{self, EMPTY, Spte};
@@ -25,10 +26,27 @@ pub const FRAMES_PER_OPERATION: usize = 10;
 const STASH_MAX: usize = 4 * FRAMES_PER_OPERATION;
 /// Shadow pages that one fill or change of root can create.
 pub const PAGES_PER_OPERATION: u32 = 5;
-/// The fewest shadow pages with which a guest makes progress: an instruction that touches pages through four
-/// distinct paths (code, two operands that each cross a page) beside the structures of an event, and the
-/// pages that one operation creates.
-pub const PAGES_MIN: u32 = 40;
+/// Most ways that one instruction needs through the guest's tables at once, each to a page of its own: a far call through
+/// memory to a call gate. Code, operand, gate, code descriptor, TSS and the new stack may each cross a page. (A gather
+/// keeps what it has got; tasks are switched by us.)
+const WAYS_MAX: u32 = 12;
+/// Most shadow pages that one instruction needs at once, with four levels: a root, and three tables a way.
+pub const PAGES_PER_INSTRUCTION: u32 = 1 + 3 * WAYS_MAX;
+/// The fewest shadow pages with which a guest makes progress: all that an instruction needs, and the pages that an
+/// operation creates. Then an instruction takes at most [`fills_max`] fills.
+pub const PAGES_MIN: u32 = PAGES_PER_INSTRUCTION + PAGES_PER_OPERATION;
+
+/// Most fills until an instruction of a guest with one vCPU and a cap of `pages_max` retires, its event's delivery
+/// apart, which counts as an instruction of its own.
+///
+/// A fill is either the first for its page, or follows a reclaim of what the instruction had. In the first turn of the
+/// clocks all pages are judged, and what the instruction does not need is cold from then on, while each new attempt
+/// uses again what it has come to. Pages go in the order of use: within two more turns, of at most `pages_max` pages
+/// each, all that the instruction does not need is gone. Then everything that it needs fits, and no reclaim comes any more.
+#[must_use]
+pub const fn fills_max(pages_max: u32) -> u32 {
+    WAYS_MAX + 3 * pages_max
+}
 
 /// The fewest shadow pages with which each of `vcpus` virtual processors makes progress, whatever the others do.
 #[must_use]
@@ -62,38 +80,31 @@ pub(crate) fn stray_chain(gfn: Gfn) -> usize {
 }
 
 macro_rules! stats {
-    ($($(#[doc = $text:literal])* $name:ident,)*) => {
-        /// What the MMU counted since the guest started.
+    ($($field:ident $event:ident,)*) => {
+        /// What the MMU counted since the guest started, each as the event of the core's counters that it is a share of.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct Stats { $($(#[doc = $text])* pub $name: u64,)* }
+        pub struct Stats { $(#[doc = concat!("See [`Event::", stringify!($event), "`].")] pub $field: u64,)* }
         impl Stats {
-            /// Name, description and value of each.
-            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + use<> {
-                [$((stringify!($name), concat!($($text),*), self.$name)),*].into_iter()
+            /// Each event with its count.
+            pub fn each(&self) -> impl Iterator<Item = (Event, u64)> + use<> {
+                [$((Event::$event, self.$field)),*].into_iter()
             }
         }
     };
 }
 
 stats! {
-    /// Sptes installed because of a page fault.
-    fills,
-    /// Sptes installed beside a faulting one.
-    prefills,
-    /// Shadow pages made.
-    pages_made,
-    /// Shadow pages removed.
-    pages_zapped,
-    /// Shadow pages that the guest was allowed to write behind.
-    unsyncs,
-    /// Shadow pages brought up to date.
-    syncs,
-    /// Changes of root.
-    root_loads,
-    /// INVLPG reactions that had anything to look at.
-    invlpgs,
-    /// Shadow pages removed by reclaim.
-    reclaimed,
+    fills Fill,
+    prefills Prefill,
+    pages_made PageMade,
+    pages_zapped Zap,
+    unsyncs Unsync,
+    syncs Sync,
+    root_loads RootLoad,
+    invlpgs InvlpgLooked,
+    reclaims Reclaim,
+    reclaimed ReclaimedPage,
+    thrash Thrash,
 }
 
 /// Whether a frame lies below 4 GiB.
@@ -143,6 +154,8 @@ pub struct Mmu {
     /// How many pointers to shadow pages have been taken away.
     pub(crate) cut: u64,
     pub(crate) trail: Option<Trail>,
+    /// Pages that reclaim took.
+    pub(crate) ghosts: Ghosts,
     /// The page that stands for the local APIC, and where the guest has it.
     pub(crate) device: Option<(Gfn, Pfn)>,
 }
@@ -158,10 +171,11 @@ impl Mmu {
         ram_pages * each_page
             + ram_pages / BLOCK_PAGES as usize * each_block
             + pages_max * each_shadow
+            + Ghosts::places(pages_max) * size_of::<u64>()
             + 2 * STASH_MAX * size_of::<Pfn>()
     }
 
-    /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 180 for each
+    /// An MMU for a guest with the RAM of `slots`. Takes 8 bytes for each of its pages, and about 190 for each
     /// shadow page of `config.pages_max` (raised to [`pages_min`]).
     #[must_use]
     pub fn new(config: Config, slots: &Slots) -> Mmu {
@@ -186,6 +200,7 @@ impl Mmu {
             additions: 0,
             cut: 0,
             trail: None,
+            ghosts: Ghosts::new(pages_max),
             device: None,
         }
     }
@@ -348,6 +363,9 @@ impl Mmu {
         }
         host.page_allocated();
         self.stats.pages_made += 1;
+        if self.ghosts.recall(gfn, role).is_some_and(|distance| distance <= self.pages.live()) {
+            self.stats.thrash += 1;
+        }
         Some(id)
     }
 
@@ -530,7 +548,7 @@ impl Mmu {
     pub fn set_device_page<H: Host>(&mut self, host: &H, device: Option<(Gfn, Pfn)>) {
         if self.device != device {
             self.device = device;
-            self.reclaim(host, u32::MAX);
+            self.empty(host);
         }
     }
 

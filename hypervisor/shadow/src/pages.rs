@@ -1,4 +1,4 @@
-//! The shadow pages of one guest: an arena of descriptors, found by (gfn, role), in order of use.
+//! The shadow pages of one guest: an arena of descriptors, found by (gfn, role), each on a shelf in order of use.
 
 use alloc::vec::Vec;
 
@@ -30,6 +30,25 @@ impl SpteId {
 /// Most shadow pages a guest can have: what [`SpteId`] can name.
 pub const PAGES_MAX: u32 = 1 << 22;
 
+/// What a page is to reclaim: each live page stands on one of these, in order of use. So a victim is found without a
+/// look at the pages of other kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shelf {
+    /// Nothing points to it, and it is no root.
+    Parentless,
+    /// A root, loaded or not.
+    Roots,
+    /// A table above level 1 that something points to.
+    Uppers,
+    /// A table of level 1 that something points to.
+    Leaves,
+}
+
+impl Shelf {
+    /// All of them.
+    pub const ALL: [Shelf; 4] = [Shelf::Parentless, Shelf::Roots, Shelf::Uppers, Shelf::Leaves];
+}
+
 /// A shadow page's descriptor.
 #[derive(Clone, Debug)]
 pub(crate) struct ShadowPage {
@@ -44,7 +63,7 @@ pub(crate) struct ShadowPage {
     pub parents: u32,
     /// Next shadow page of the same gfn; in the free list, the next free descriptor.
     pub chain: u32,
-    /// Neighbours in order of use.
+    /// Neighbours in order of use, on the same shelf.
     newer: u32,
     older: u32,
     /// How many vCPUs run on it as their root.
@@ -82,6 +101,18 @@ impl ShadowPage {
     pub fn is_tracked(&self) -> bool {
         !self.role.is_direct()
     }
+    /// Where it has to stand.
+    pub fn shelf(&self) -> Shelf {
+        if self.role.is_root() {
+            Shelf::Roots
+        } else if self.parents == NIL {
+            Shelf::Parentless
+        } else if self.role.level() == 1 {
+            Shelf::Leaves
+        } else {
+            Shelf::Uppers
+        }
+    }
     pub fn set_present(&mut self, index: usize) {
         self.present[index >> 6] |= 1 << (index & 63);
     }
@@ -104,9 +135,15 @@ pub(crate) struct Pages {
     pages: Vec<ShadowPage>,
     free: u32,
     live: u32,
+    shelves: [Order; Shelf::ALL.len()],
+    serial: u32,
+}
+
+/// A shelf's two ends.
+#[derive(Clone, Copy, Debug)]
+struct Order {
     newest: u32,
     oldest: u32,
-    serial: u32,
 }
 
 impl Pages {
@@ -132,8 +169,7 @@ impl Pages {
             pages: (0..capacity).map(blank).collect(),
             free: if capacity > 0 { 0 } else { NIL },
             live: 0,
-            newest: NIL,
-            oldest: NIL,
+            shelves: [Order { newest: NIL, oldest: NIL }; Shelf::ALL.len()],
             serial: 0,
         }
     }
@@ -191,13 +227,14 @@ impl Pages {
             present: [0; 8],
         };
         self.live += 1;
-        self.push_newest(id);
+        let shelf = self[PageId(id)].shelf();
+        self.push_newest(shelf, id);
         Some(PageId(id))
     }
 
     /// Gives a descriptor back; its frames are the caller's again.
     pub fn release(&mut self, id: PageId) {
-        self.unlink_age(id.0);
+        self.unlink_age(self[id].shelf(), id.0);
         let page = &mut self.pages[id.0 as usize];
         debug_assert!(page.live && page.parents == NIL && page.roots == 0 && page.unsync == NIL);
         page.live = false;
@@ -208,45 +245,73 @@ impl Pages {
 
     /// Marks a page as used just now.
     pub fn touch(&mut self, id: PageId) {
-        if self.newest != id.0 {
-            self.unlink_age(id.0);
-            self.push_newest(id.0);
+        let shelf = self[id].shelf();
+        if self.shelves[shelf as usize].newest != id.0 {
+            self.unlink_age(shelf, id.0);
+            self.push_newest(shelf, id.0);
         }
     }
 
-    /// The page used longest ago.
-    pub fn oldest(&self) -> Option<PageId> {
-        (self.oldest != NIL).then_some(PageId(self.oldest))
+    /// Makes `first` the head of the list of what points to `id`. Who gets its first parent or loses its last one changes
+    /// its shelf, as one used just now.
+    #[inline]
+    pub fn set_parents(&mut self, id: PageId, first: u32) {
+        let (before, had) = (self[id].shelf(), self[id].parents);
+        self[id].parents = first;
+        if (had == NIL) != (first == NIL) && before != Shelf::Roots {
+            self.unlink_age(before, id.0);
+            self.push_newest(self[id].shelf(), id.0);
+        }
     }
 
-    /// The page used next after `id`.
+    /// The page of the shelf that was used longest ago.
+    pub fn oldest(&self, shelf: Shelf) -> Option<PageId> {
+        let Order { oldest, .. } = self.shelves[shelf as usize];
+        (oldest != NIL).then_some(PageId(oldest))
+    }
+
+    /// The page of the same shelf that was used next after `id`.
     pub fn newer(&self, id: PageId) -> Option<PageId> {
         let newer = self[id].newer;
         (newer != NIL).then_some(PageId(newer))
     }
 
-    fn push_newest(&mut self, id: u32) {
-        let before = self.newest;
-        let page = &mut self.pages[id as usize];
-        (page.older, page.newer) = (before, NIL);
+    /// Any live page: the first one of all, shelf by shelf.
+    pub fn first(&self) -> Option<PageId> {
+        Shelf::ALL.into_iter().find_map(|shelf| self.oldest(shelf))
+    }
+
+    /// The live page after `id`: the next newer one, then the oldest of the next shelf.
+    pub fn after(&self, id: PageId) -> Option<PageId> {
+        let later = Shelf::ALL.into_iter().skip(self[id].shelf() as usize + 1);
+        self.newer(id).or_else(|| later.into_iter().find_map(|shelf| self.oldest(shelf)))
+    }
+
+    fn push_newest(&mut self, shelf: Shelf, id: u32) {
+        let order = &mut self.shelves[shelf as usize];
+        let before = core::mem::replace(&mut order.newest, id);
         if before == NIL {
-            self.oldest = id;
+            order.oldest = id;
         } else {
             self.pages[before as usize].newer = id;
         }
-        self.newest = id;
+        let page = &mut self.pages[id as usize];
+        (page.older, page.newer) = (before, NIL);
     }
 
-    fn unlink_age(&mut self, id: u32) {
+    fn unlink_age(&mut self, shelf: Shelf, id: u32) {
         let ShadowPage { older, newer, .. } = self.pages[id as usize];
+        let order = &mut self.shelves[shelf as usize];
         if older == NIL {
-            self.oldest = newer;
-        } else {
-            self.pages[older as usize].newer = newer;
+            order.oldest = newer;
         }
         if newer == NIL {
-            self.newest = older;
-        } else {
+            order.newest = older;
+        }
+        if older != NIL {
+            self.pages[older as usize].newer = newer;
+        }
+        if newer != NIL {
             self.pages[newer as usize].older = older;
         }
     }

@@ -51,6 +51,11 @@ impl Role {
         Role(raw)
     }
 
+    /// All of it, for hashing.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
     /// The role of a table one level below, reached with `rights`.
     #[must_use]
     pub fn child(self, rights: Rights) -> Role {

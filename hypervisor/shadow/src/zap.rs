@@ -72,7 +72,7 @@ impl Mmu {
     /// Removes every shadow page: the guest has stopped, and no vCPU of it will be entered again. The frames
     /// become free as always, through [`Mmu::release`].
     pub fn zap_all<H: Host>(&mut self, host: &H) {
-        while let Some(id) = self.pages.oldest() {
+        while let Some(id) = self.pages.first() {
             self.pages[id].roots = 0;
             self.zap(host, id);
         }

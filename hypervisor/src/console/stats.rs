@@ -10,9 +10,9 @@ use memory::{Owner, PAGE_SIZE};
 
 use super::focus;
 use super::json::Json;
+use crate::guest::Guest;
 use crate::guest::life::Reason;
 use crate::guest::registry::{self, Last, Phase};
-use crate::guest::{Guest, account};
 use crate::host::log::raw;
 use crate::host::{Host, frames, heap, serial, time};
 use crate::schedule::{self, Core};
@@ -230,8 +230,7 @@ pub fn print(core: &Core) {
 
 /// All counters, with what the MMUs of the running guests have counted and not yet handed over.
 fn totals(live: &[Shadow]) -> impl Iterator<Item = Total> {
-    let running: Vec<_> =
-        live.iter().flatten().flat_map(|shadow| account::shadow_events(&shadow.stats)).collect();
+    let running: Vec<_> = live.iter().flatten().flat_map(|shadow| shadow.stats.each()).collect();
     schedule::counters().totals().map(move |total| {
         let more = running.iter().filter(|(event, _)| event.name() == total.name);
         Total { sum: more.fold(total.sum, |sum, (_, count)| sum.wrapping_add(*count)), ..total }
@@ -259,9 +258,9 @@ fn guest(row: &Row) {
         shadow_frames * PAGE_SIZE / KIB,
     ));
     let mut line = heapless::String::<256>::new();
-    for (name, _, value) in stats.each() {
+    for (event, count) in stats.each() {
         // What does not fit is cut: eleven names and numbers do.
-        let _ = write!(line, " {name} {value}");
+        let _ = write!(line, " {} {count}", event.name());
     }
     raw(format_args!("   {line}"));
     for (first, vcpus) in guest.vcpus.chunks(VCPUS_PER_LINE).enumerate().filter(|_| guest.vcpus.len() > 1) {
@@ -362,8 +361,8 @@ fn write(
             guest.number("shadow_pages", (*pages).into());
             guest.number("shadow_frames", *frames);
             let mut counts = guest.member("shadow");
-            for (name, _, value) in stats.each() {
-                counts.number(name, value);
+            for (event, count) in stats.each() {
+                counts.number(event.name(), count);
             }
             counts.end()?;
         }

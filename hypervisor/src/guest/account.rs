@@ -1,7 +1,6 @@
 //! A guest's share of what the cores count, without a counter of its own on the exit path: the core's counters are
 //! read when its vCPU comes and when it goes.
 
-use memory::Event;
 use memory::counters::{ExitCounts, Writer};
 use shadow::Stats;
 
@@ -39,21 +38,9 @@ impl ExitAccount {
     }
 }
 
-/// What a guest's MMU counts for itself, as the events of the counters.
-pub fn shadow_events(stats: &Stats) -> [(Event, u64); 6] {
-    [
-        (Event::Fill, stats.fills),
-        (Event::Prefill, stats.prefills),
-        (Event::PageCreated, stats.pages_made),
-        (Event::Zap, stats.pages_zapped),
-        (Event::Unsync, stats.unsyncs),
-        (Event::Sync, stats.syncs),
-    ]
-}
-
 /// A guest has ended: the counters take over what its MMU counted.
 pub fn close(writer: &Writer<'_>, stats: &Stats) {
-    for (event, count) in shadow_events(stats) {
+    for (event, count) in stats.each() {
         writer.add(event, count);
     }
 }

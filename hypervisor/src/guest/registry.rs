@@ -2,10 +2,9 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use machine::manifest::{End, GuestConfig};
-use shadow::pages_min;
+use shadow::cache::Tenant;
 use spin::Mutex;
 
 use super::Guest;
@@ -82,65 +81,14 @@ pub fn running(place: usize) -> Option<Arc<Guest>> {
     LINES.lock().get(place)?.guest.clone()
 }
 
-/// The running guest whose shadow MMU holds most beyond its guarantee and what it needs to go on; none if none holds
-/// more. Those in the set `without`, a bit for each number, are passed over.
-pub fn largest_excess(without: u64) -> Option<Arc<Guest>> {
+/// The running guest whose shadow pages reclaim takes next; none if no one has more than it may keep. Those in the set
+/// `without`, a bit for each number, are passed over.
+pub fn next_guest(without: u64) -> Option<Arc<Guest>> {
     let lines = LINES.lock();
     let asked = || {
         let running = lines.iter().filter_map(|line| line.guest.as_ref());
         running.filter(|guest| without >> (guest.id.index() % 64) & 1 == 0)
     };
-    let victim = largest(asked().map(|guest| {
-        // Two frames for each page.
-        let kept = guest.guarantee_frames.max(2 * u64::from(pages_min(guest.config.vcpus)));
-        (guest.shadow_frames.load(Ordering::Relaxed), kept)
-    }))?;
+    let victim = shadow::next_guest(asked().map(|guest| guest.share()))?;
     asked().nth(victim).cloned()
-}
-
-/// Of guests that hold and may keep so many frames each, the place of the one with most beyond what it may keep;
-/// `None` if nobody has any (H26).
-fn largest(frames: impl Iterator<Item = (u64, u64)>) -> Option<usize> {
-    let excess = frames.map(|(held, kept)| held.saturating_sub(kept)).enumerate();
-    excess.filter(|&(_, excess)| excess > 0).max_by_key(|&(_, excess)| excess).map(|(place, _)| place)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Frames that come free with a batch.
-    const BATCH: u64 = 64;
-
-    proptest! {
-        /// Reclaim, batch by batch, until so many frames are free or nobody has any to give: each guest's share is what
-        /// it has beyond the others, wherever it stands in the list, and nobody goes below what it may keep.
-        #[test]
-        fn h26_everybody_gives_by_its_excess(
-            guests in prop::collection::vec((0u64..5000, 0u64..2000), 1..8),
-            wanted in 1u64..20_000,
-        ) {
-            let mut held: Vec<u64> = guests.iter().map(|&(held, _)| held).collect();
-            let mut freed = 0;
-            let mut batches = 0;
-            while freed < wanted
-                && let Some(victim) = largest(held.iter().copied().zip(guests.iter().map(|&(_, kept)| kept)))
-            {
-                let batch = BATCH.min(held[victim] - guests[victim].1);
-                held[victim] -= batch;
-                freed += batch;
-                batches += 1;
-            }
-            prop_assert!(batches <= 40_000 / BATCH + 8);
-            let excess: Vec<u64> = held.iter().zip(&guests).map(|(&held, &(_, kept))| held.saturating_sub(kept)).collect();
-            let most = excess.iter().copied().max().unwrap_or(0);
-            prop_assert!(freed >= wanted || most == 0);
-            for (i, &(before, kept)) in guests.iter().enumerate() {
-                prop_assert!(held[i] == before || held[i] >= kept);
-                // Who gave has no less left than those who have most, but for the last batch.
-                prop_assert!(held[i] == before || excess[i] + BATCH >= most, "{:?} of {:?}", held, guests);
-            }
-        }
-    }
 }

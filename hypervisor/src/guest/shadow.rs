@@ -1,18 +1,15 @@
-//! The guest's shadow MMU in its surroundings: frames from the allocator, flushes on other cores, reclaim.
+//! The guest's shadow MMU in its surroundings: flushes on other cores, and its part of the cache of all shadow pages.
 
-use core::sync::atomic::Ordering;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use memory::{Claim, Event, FrameAllocator, Owner, Pfn, Pressure, Slots};
-use shadow::{Audited, FRAMES_PER_OPERATION, Host, PAGES_PER_OPERATION, Violation, pages_min};
+use memory::{Event, FrameAllocator, GuestId, Slots};
+use shadow::cache::{Cache, Starved, Tenant};
+use shadow::{Audited, Host, Mmu, Violation};
 
 use super::{Guest, ram::GuestRam, registry};
 use crate::host::{DirectMap, frames};
 use crate::schedule::Core;
-
-/// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
-const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
-/// Pages reclaimed with one shoot-down.
-const BATCH_PAGES: u32 = 32;
 
 /// What a guest's MMU sees of the host, on one core.
 pub struct Surroundings<'a> {
@@ -48,12 +45,16 @@ impl Host for Surroundings<'_> {
     fn advance_generation(&self) -> u64 {
         self.guest.generation.fetch_add(1, Ordering::SeqCst) + 1
     }
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.guest.generation.load(Ordering::SeqCst)
+    }
 
     /// Asks every vCPU that is in the guest with older translations to come out, all of them first, then waits for
     /// each: it flushes before it goes in again. None can wait for us meanwhile in a way that keeps it in: there it
     /// only runs guest code. vCPUs on this core, this one among them, are outside.
     fn shoot_down(&self) {
-        let generation = self.guest.generation.load(Ordering::SeqCst);
+        let generation = self.generation();
         let mut asked = false;
         for vcpu in self.guest.vcpus.iter().filter(|vcpu| vcpu.is_behind(generation)) {
             vcpu.interrupt();
@@ -71,9 +72,43 @@ impl Host for Surroundings<'_> {
     }
 }
 
-/// There is no frame left for this guest, and nothing that could be reclaimed.
-#[derive(Clone, Copy, Debug)]
-pub struct Starved;
+impl Tenant for Guest {
+    fn id(&self) -> GuestId {
+        self.id
+    }
+    fn vcpus(&self) -> u32 {
+        self.config.vcpus
+    }
+    fn held_frames(&self) -> &AtomicU64 {
+        &self.shadow_frames
+    }
+    fn guarantee_frames(&self) -> u64 {
+        self.guarantee_frames
+    }
+}
+
+/// The cache of all guests' shadow pages, as a core uses it.
+impl Cache for Core {
+    type Tenant = Guest;
+    type Handle = Arc<Guest>;
+    type Host<'a> = Surroundings<'a>;
+
+    fn frames(&self) -> &FrameAllocator {
+        frames::allocator()
+    }
+    fn core(&self) -> usize {
+        self.index
+    }
+    fn count(&self, event: Event) {
+        self.writer.count(event);
+    }
+    fn next_guest(&self, without: u64) -> Option<Arc<Guest>> {
+        registry::next_guest(without)
+    }
+    fn with<R>(&self, guest: &Guest, f: impl FnOnce(&mut Mmu, &Surroundings<'_>) -> R) -> R {
+        f(&mut guest.mmu.lock(), &guest.surroundings(self))
+    }
+}
 
 impl Guest {
     /// The surroundings for a call of the MMU on `core`.
@@ -87,84 +122,7 @@ impl Guest {
     /// # Errors
     /// [`Starved`]: the guest cannot go on.
     pub fn supply(&self, core: &Core, below_4g: bool) -> Result<(), Starved> {
-        let owner = Owner::Shadow(self.id);
-        let allocator = frames::allocator();
-        if allocator.pressure() != Pressure::Plenty {
-            reclaim(core, allocator);
-        }
-        {
-            let mut mmu = self.mmu.lock();
-            let host = self.surroundings(core);
-            if mmu.pages_left() < PAGES_PER_OPERATION {
-                // The guest's own cap: it gives from its own.
-                let batch = BATCH_PAGES.min(mmu.live_pages() / 4).max(PAGES_PER_OPERATION);
-                let gone = mmu.reclaim(&host, batch);
-                core.writer.count(Event::Reclaim);
-                core.writer.add(Event::ReclaimedPage, u64::from(gone));
-                if gone == 0 {
-                    return Err(Starved);
-                }
-            }
-            if mmu.has_retired() {
-                host.shoot_down();
-                mmu.release(&host, self.generation.load(Ordering::SeqCst));
-            }
-        }
-        let mut taken = [Pfn(0); SUPPLY_FRAMES];
-        loop {
-            let missing = {
-                let mmu = self.mmu.lock();
-                self.shadow_frames.store(mmu.frames(), Ordering::Relaxed);
-                if mmu.stash_frames() >= FRAMES_PER_OPERATION {
-                    let low = mmu.has_low_frame();
-                    drop(mmu);
-                    return if below_4g && !low { self.supply_low(core) } else { Ok(()) };
-                }
-                SUPPLY_FRAMES - mmu.stash_frames()
-            };
-            let mut count = 0;
-            while count < missing {
-                let Some(frame) = allocator.alloc(core.index, owner, Claim::Guest) else { break };
-                taken[count] = frame;
-                count += 1;
-            }
-            let mut mmu = self.mmu.lock();
-            for &frame in &taken[..count] {
-                if let Err(frame) = mmu.provide(frame) {
-                    give_back(core, frame, owner);
-                }
-            }
-            if mmu.stash_frames() < FRAMES_PER_OPERATION {
-                drop(mmu);
-                core.writer.count(Event::FramesShort);
-                // Another vCPU may have used up what this one brought in, and another core have reclaimed what there was:
-                // starved is who gains nothing while there is nothing.
-                let gained = reclaim(core, allocator) + count as u64;
-                let exhausted = allocator.free_frames() <= allocator.marks().min_frames();
-                if gained == 0 && exhausted && self.mmu.lock().stash_frames() < FRAMES_PER_OPERATION {
-                    return Err(Starved);
-                }
-            }
-        }
-    }
-
-    /// Puts one frame from below 4 GiB into the stash.
-    #[cold]
-    fn supply_low(&self, core: &Core) -> Result<(), Starved> {
-        let owner = Owner::Shadow(self.id);
-        let frame = frames::allocator().alloc_below_4g(owner, Claim::Begun).ok_or(Starved)?;
-        let mut mmu = self.mmu.lock();
-        // A stash that takes no more has others to give for it.
-        let mut low = Err(frame);
-        while let Err(frame) = low {
-            low = mmu.provide(frame);
-            if low.is_err()
-                && let Some(other) = mmu.take_back()
-            {
-                give_back(core, other, owner);
-            }
-        }
-        Ok(())
+        Cache::supply(core, self, below_4g)
     }
 
     /// Checks every invariant of its shadow pages, while its vCPU may run: some milliseconds under the MMU's lock.
@@ -177,60 +135,6 @@ impl Guest {
 
     /// Removes every shadow page and gives all frames back. The guest's vCPU runs no more.
     pub fn drop_shadow(&self, core: &Core) {
-        let mut mmu = self.mmu.lock();
-        let host = self.surroundings(core);
-        mmu.zap_all(&host);
-        mmu.release(&host, self.generation.load(Ordering::SeqCst));
-        while let Some(frame) = mmu.take_back() {
-            give_back(core, frame, Owner::Shadow(self.id));
-        }
-        self.shadow_frames.store(0, Ordering::Relaxed);
+        core.drop_all(self);
     }
-}
-
-/// Returns a frame to the allocator.
-///
-/// # Panics
-/// If it was not this owner's: our own bug.
-fn give_back(core: &Core, frame: Pfn, owner: Owner) {
-    if let Err(error) = frames::allocator().free(core.index, frame, owner) {
-        panic!("{error}");
-    }
-}
-
-/// Shrinks the cache from the low mark up to the high one: batch by batch, the guest with the largest excess over
-/// its guarantee first. Runs on the core that crossed the mark, between operations, without a global stop.
-/// Returns how many frames or shadow pages came free.
-fn reclaim(core: &Core, allocator: &FrameAllocator) -> u64 {
-    let high = allocator.marks().high_frames();
-    let mut gained = 0;
-    // Those that had nothing to give, by number.
-    let mut exhausted = 0_u64;
-    while allocator.free_frames() < high {
-        let Some(victim) = registry::largest_excess(exhausted) else { break };
-        let owner = Owner::Shadow(victim.id);
-        let mut mmu = victim.mmu.lock();
-        let host = victim.surroundings(core);
-        let above = mmu.live_pages().saturating_sub(pages_min(victim.config.vcpus));
-        let gone = mmu.reclaim(&host, BATCH_PAGES.min(above));
-        host.shoot_down();
-        mmu.release(&host, victim.generation.load(Ordering::SeqCst));
-        let mut returned = 0;
-        while mmu.stash_frames() > SUPPLY_FRAMES
-            && let Some(frame) = mmu.take_back()
-        {
-            give_back(core, frame, owner);
-            returned += 1;
-        }
-        victim.shadow_frames.store(mmu.frames(), Ordering::Relaxed);
-        drop(mmu);
-        core.writer.count(Event::Reclaim);
-        core.writer.add(Event::ReclaimedPage, u64::from(gone));
-        gained += returned.max(gone.into());
-        if gone == 0 && returned == 0 {
-            // Its excess is what it needs to go on.
-            exhausted |= 1 << (victim.id.index() % 64);
-        }
-    }
-    gained
 }

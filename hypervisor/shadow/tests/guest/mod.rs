@@ -124,6 +124,9 @@ impl Host for Surroundings {
         self.generation.set(self.generation.get() + 1);
         self.generation.get()
     }
+    fn generation(&self) -> u64 {
+        self.generation.get()
+    }
     fn shoot_down(&self) {}
 }
 

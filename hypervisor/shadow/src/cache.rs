@@ -1,0 +1,222 @@
+//! The shadow pages of all guests as one cache of the machine's frames: how an MMU comes to frames, and where they come
+//! from when there are few.
+//!
+//! | when | what |
+//! | --- | --- |
+//! | an operation of a guest's MMU is to begin | [`Cache::supply`] brings its stash to what the operation can need |
+//! | the guest is at its own cap | it reclaims from itself |
+//! | free frames at or below the `low` mark | [`Cache::shrink`]: up to `high`, in batches, from whoever has most |
+//! | free frames at or below `min` | guests get none; work begun is served |
+//!
+//! All of it runs on the core that asked, between operations: no core waits but for a batch's shoot-down.
+
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use memory::{Claim, Event, FrameAllocator, GuestId, Owner, Pfn, Pressure};
+
+use crate::host::Host;
+use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION, pages_min};
+use crate::reclaim::Share;
+
+/// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
+pub const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
+/// Pages reclaimed with one shoot-down.
+pub const BATCH_PAGES: u32 = 32;
+
+/// A guest, as far as its part of the cache goes.
+pub trait Tenant {
+    /// Its number.
+    fn id(&self) -> GuestId;
+    /// Its virtual processors.
+    fn vcpus(&self) -> u32;
+    /// Frames that its MMU holds, as last seen under its lock: what guests are compared by.
+    fn held_frames(&self) -> &AtomicU64;
+    /// Frames that reclaim for others leaves to it.
+    fn guarantee_frames(&self) -> u64;
+
+    /// Its part of the cache. It may keep its guarantee, and what it needs to go on: two frames for each page.
+    fn share(&self) -> Share {
+        Share {
+            held_frames: self.held_frames().load(Ordering::Relaxed),
+            kept_frames: self.guarantee_frames().max(2 * u64::from(pages_min(self.vcpus()))),
+        }
+    }
+}
+
+/// The machine as the cache sees it from one core.
+pub trait Cache {
+    /// A guest.
+    type Tenant: Tenant;
+    /// What keeps a guest from going away meanwhile.
+    type Handle: Deref<Target = Self::Tenant>;
+    /// A guest's surroundings.
+    type Host<'a>: Host
+    where
+        Self: 'a;
+
+    /// The machine's frames.
+    fn frames(&self) -> &FrameAllocator;
+    /// The number of this core.
+    fn core(&self) -> usize;
+    /// This core counts an event.
+    fn count(&self, event: Event);
+    /// Of the running guests but those in the set `without` (a bit for each number, modulo 64), the one that
+    /// [`next_guest`](crate::next_guest) chooses.
+    fn next_guest(&self, without: u64) -> Option<Self::Handle>;
+    /// Calls `f` with the guest's MMU locked.
+    fn with<R>(&self, tenant: &Self::Tenant, f: impl FnOnce(&mut Mmu, &Self::Host<'_>) -> R) -> R;
+
+    /// Brings in what the next operation of the guest's MMU can need. `below_4g`: its root must lie there (PAE).
+    ///
+    /// # Errors
+    /// [`Starved`]: the guest cannot go on.
+    fn supply(&self, tenant: &Self::Tenant, below_4g: bool) -> Result<(), Starved> {
+        let owner = Owner::Shadow(tenant.id());
+        if self.frames().pressure() != Pressure::Plenty {
+            self.shrink();
+        }
+        self.with(tenant, |mmu, host| make_room(mmu, host))?;
+        let mut taken = [Pfn(0); SUPPLY_FRAMES];
+        loop {
+            let (stash, low) = self.with(tenant, |mmu, _| {
+                tenant.held_frames().store(mmu.frames(), Ordering::Relaxed);
+                (mmu.stash_frames(), mmu.has_low_frame())
+            });
+            if stash >= FRAMES_PER_OPERATION {
+                return if below_4g && !low { supply_low(self, tenant) } else { Ok(()) };
+            }
+            let mut count = 0;
+            while count < SUPPLY_FRAMES - stash {
+                let Some(frame) = self.frames().alloc(self.core(), owner, Claim::Guest) else { break };
+                taken[count] = frame;
+                count += 1;
+            }
+            let stash = self.with(tenant, |mmu, _| {
+                for &frame in &taken[..count] {
+                    if let Err(frame) = mmu.provide(frame) {
+                        give_back(self, frame, owner);
+                    }
+                }
+                mmu.stash_frames()
+            });
+            if stash < FRAMES_PER_OPERATION {
+                self.count(Event::FramesShort);
+                // Another vCPU may have used up what this one brought in, and another core have reclaimed what there was:
+                // starved is who gains nothing while there is nothing.
+                let gained = self.shrink() + count as u64;
+                let exhausted = self.frames().pressure() == Pressure::Min;
+                if gained == 0
+                    && exhausted
+                    && self.with(tenant, |mmu, _| mmu.stash_frames()) < FRAMES_PER_OPERATION
+                {
+                    return Err(Starved);
+                }
+            }
+        }
+    }
+
+    /// Shrinks the cache from the low mark up to the high one: batch by batch, the guest with the largest excess over
+    /// its guarantee first. Returns how many frames or shadow pages came free.
+    fn shrink(&self) -> u64 {
+        let mut gained = 0;
+        // Those that had nothing to give, by number.
+        let mut exhausted = 0_u64;
+        while self.frames().shortfall_frames() > 0 {
+            let Some(victim) = self.next_guest(exhausted) else { break };
+            let (gone, returned) = self.take_batch(&victim);
+            gained += returned.max(gone.into());
+            if gone == 0 && returned == 0 {
+                // Its excess is what it needs to go on.
+                exhausted |= 1 << (victim.id().index() % 64);
+            }
+        }
+        gained
+    }
+
+    /// Takes a batch of pages from `victim`, but none that it may keep, and what its stash has beyond a few operations'
+    /// worth. Returns how many pages went, and how many frames the allocator has of it.
+    fn take_batch(&self, victim: &Self::Tenant) -> (u32, u64) {
+        self.with(victim, |mmu, host| {
+            let kept_pages = (victim.share().kept_frames / 2) as u32;
+            let above = mmu.live_pages().saturating_sub(kept_pages);
+            let gone = if above > 0 { mmu.reclaim(host, BATCH_PAGES.min(above)) } else { 0 };
+            release(mmu, host);
+            let mut returned = 0;
+            while mmu.stash_frames() > SUPPLY_FRAMES
+                && let Some(frame) = mmu.take_back()
+            {
+                give_back(self, frame, Owner::Shadow(victim.id()));
+                returned += 1;
+            }
+            victim.held_frames().store(mmu.frames(), Ordering::Relaxed);
+            (gone, returned)
+        })
+    }
+
+    /// Removes every shadow page of the guest, which runs no more, and gives all frames back.
+    fn drop_all(&self, tenant: &Self::Tenant) {
+        self.with(tenant, |mmu, host| {
+            mmu.zap_all(host);
+            mmu.release(host, host.generation());
+            while let Some(frame) = mmu.take_back() {
+                give_back(self, frame, Owner::Shadow(tenant.id()));
+            }
+        });
+        tenant.held_frames().store(0, Ordering::Relaxed);
+    }
+}
+
+/// There is no frame left for this guest, and nothing that could be reclaimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starved;
+
+/// A guest at its own cap gives from its own; and what waits for a flush gets it.
+fn make_room<H: Host>(mmu: &mut Mmu, host: &H) -> Result<(), Starved> {
+    if mmu.pages_left() < PAGES_PER_OPERATION {
+        let batch = BATCH_PAGES.min(mmu.live_pages() / 4).max(PAGES_PER_OPERATION);
+        if mmu.reclaim(host, batch) == 0 {
+            return Err(Starved);
+        }
+    }
+    release(mmu, host);
+    Ok(())
+}
+
+/// One shoot-down makes the frames of all zapped tables free.
+fn release<H: Host>(mmu: &mut Mmu, host: &H) {
+    if mmu.has_retired() {
+        host.shoot_down();
+        mmu.release(host, host.generation());
+    }
+}
+
+/// Puts one frame from below 4 GiB into the stash.
+#[cold]
+fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), Starved> {
+    let owner = Owner::Shadow(tenant.id());
+    let frame = cache.frames().alloc_below_4g(owner, Claim::Begun).ok_or(Starved)?;
+    cache.with(tenant, |mmu, _| {
+        // A stash that takes no more has others to give for it.
+        let mut low = Err(frame);
+        while let Err(frame) = low {
+            low = mmu.provide(frame);
+            if low.is_err()
+                && let Some(other) = mmu.take_back()
+            {
+                give_back(cache, other, owner);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Returns a frame to the allocator.
+///
+/// # Panics
+/// If it was not this owner's: our own bug.
+fn give_back<C: Cache + ?Sized>(cache: &C, frame: Pfn, owner: Owner) {
+    if let Err(error) = cache.frames().free(cache.core(), frame, owner) {
+        panic!("{error}");
+    }
+}
