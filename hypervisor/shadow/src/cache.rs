@@ -51,9 +51,7 @@ pub trait Cache {
     /// What keeps a guest from going away meanwhile.
     type Handle: Deref<Target = Self::Tenant>;
     /// A guest's surroundings.
-    type Host<'a>: Host
-    where
-        Self: 'a;
+    type Host<'a>: Host;
 
     /// The machine's frames.
     fn frames(&self) -> &FrameAllocator;
@@ -116,22 +114,9 @@ pub trait Cache {
         }
     }
 
-    /// Shrinks the cache from the low mark up to the high one: batch by batch, the guest with the largest excess over
-    /// its guarantee first. Returns how many frames or shadow pages came free.
+    /// Shrinks the cache from the low mark up to the high one. Returns how many frames or shadow pages came free.
     fn shrink(&self) -> u64 {
-        let mut gained = 0;
-        // Those that had nothing to give, by number.
-        let mut exhausted = 0_u64;
-        while self.frames().shortfall_frames() > 0 {
-            let Some(victim) = self.next_guest(exhausted) else { break };
-            let (gone, returned) = self.take_batch(&victim);
-            gained += returned.max(gone.into());
-            if gone == 0 && returned == 0 {
-                // Its excess is what it needs to go on.
-                exhausted |= 1 << (victim.id().index() % 64);
-            }
-        }
-        gained
+        shrink(self)
     }
 
     /// Takes a batch of pages from `victim`, but none that it may keep, and what its stash has beyond a few operations'
@@ -170,6 +155,24 @@ pub trait Cache {
 /// There is no frame left for this guest, and nothing that could be reclaimed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Starved;
+
+/// Batch by batch, from the guest with the largest excess over what it may keep, until the `high` mark is reached or
+/// nobody has any left.
+pub(crate) fn shrink<C: Cache + ?Sized>(cache: &C) -> u64 {
+    let mut gained = 0;
+    // Those that had nothing to give, by number.
+    let mut exhausted = 0_u64;
+    while cache.frames().shortfall_frames() > 0 {
+        let Some(victim) = cache.next_guest(exhausted) else { break };
+        let (gone, returned) = cache.take_batch(&victim);
+        gained += returned.max(gone.into());
+        if gone == 0 && returned == 0 {
+            // Its excess is what it needs to go on.
+            exhausted |= 1 << (victim.id().index() % 64);
+        }
+    }
+    gained
+}
 
 /// A guest at its own cap gives from its own; and what waits for a flush gets it.
 fn make_room<H: Host>(mmu: &mut Mmu, host: &H) -> Result<(), Starved> {

@@ -59,7 +59,8 @@ pub use audit::{Audited, Violation};
 pub use fill::Fill;
 pub use host::Host;
 pub use mmu::{
-    Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_INSTRUCTION, PAGES_PER_OPERATION, Stats, fills_max, pages_min,
+    Config, FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_INSTRUCTION, PAGES_PER_OPERATION, Stats,
+    fills_max, pages_min,
 };
 pub use paging::{Mode, Paging, Rights};
 pub use reclaim::{Class, Share, next_guest};

@@ -5,6 +5,7 @@
 //! | [`surroundings`] | what the MMU sees: guest RAM, table frames, counters, the other vCPUs |
 //! | [`processor`] | the hardware: walks the shadow tables, keeps TLBs and paging-structure caches by tag, forgets only what it is told to |
 //! | [`machine`] | one guest on that hardware: the exits, as the hypervisor's exit path handles them |
+//! | [`tenants`] | several of them, which share the frames by the real allocator and reclaim |
 //! | [`mod@reference`] | a page walk and the access rights, from the SDM's text; shares no code with the crate |
 //! | [`architecture`] | which translations the SDM lets a guest's processor still use |
 //! | [`contents`] | which values the shadow tables may hold |
@@ -23,4 +24,5 @@ pub mod processor;
 pub mod reference;
 pub mod step;
 pub mod surroundings;
+pub mod tenants;
 pub mod trial;

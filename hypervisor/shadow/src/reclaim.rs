@@ -54,19 +54,24 @@ impl Mmu {
     /// flush that the advanced generation asks for.
     pub fn reclaim<H: Host>(&mut self, host: &H, pages: u32) -> u32 {
         let mut hands = Hands::default();
-        let gone = (0..pages).take_while(|_| self.evict(host, &mut hands).is_some()).count() as u32;
+        let gone = (0..pages).take_while(|_| self.evict_next(host, &mut hands).is_some()).count() as u32;
         self.stats.reclaims += 1;
         self.publish(host);
         gone
     }
 
     /// Removes the next victim; of which class it was.
-    pub(crate) fn evict<H: Host>(&mut self, host: &H, hands: &mut Hands) -> Option<Class> {
+    pub(crate) fn evict_next<H: Host>(&mut self, host: &H, hands: &mut Hands) -> Option<Class> {
         let (class, id) = next_victim(&mut Seen { mmu: self, tables: host.tables() }, hands)?;
+        self.evict(host, id);
+        Some(class)
+    }
+
+    /// Removes a page, to be known if it is soon made again.
+    pub(crate) fn evict<H: Host>(&mut self, host: &H, id: PageId) {
         self.ghosts.leave(self.pages[id].gfn, self.pages[id].role);
         self.zap(host, id);
         self.stats.reclaimed += 1;
-        Some(class)
     }
 
     /// Removes every shadow page but loaded roots: what they all hold is to be made anew.

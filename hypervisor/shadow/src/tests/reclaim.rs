@@ -85,7 +85,7 @@ fn live(machine: &Machine) -> BTreeSet<(u64, u8)> {
 /// Reclaims one page and tells which, and why it.
 fn victim(machine: &mut Machine) -> (Class, u64, u8) {
     let before = live(machine);
-    let class = machine.mmu.evict(&machine.host, &mut Hands::default()).expect("a victim");
+    let class = machine.mmu.evict_next(&machine.host, &mut Hands::default()).expect("a victim");
     machine.mmu.publish(&machine.host);
     machine.audit();
     let after = live(machine);
