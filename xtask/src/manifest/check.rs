@@ -15,9 +15,11 @@ use crate::payload::{OWN_GUESTS, OwnGuest};
 
 /// Memory of the machine that is not for guests: the hypervisor, the payload, the shadow pages.
 const RESERVE_MIB: u64 = 64;
-/// With fewer frames in the shadow budget for each virtual processor, guests are stopped: reclaim leaves 40 pages of two
-/// frames each to each of them, a guest keeps up to 30 frames ready for its next operation, and the marks lie 16 above.
+/// With fewer frames in the shadow budget for each virtual processor, guests are stopped: reclaim leaves 42 pages of two
+/// frames each to each of them, and a guest has up to 40 frames ready for its next operation.
 const SHADOW_FRAMES_PER_VCPU_MIN: u64 = 128;
+/// What a guest can need beyond its guarantee, with which reclaim leaves it alone: frames ready for its next operation.
+const FRAMES_BEYOND_GUARANTEE: u64 = 44;
 /// Guest memory where the manifest gives none.
 const MEMORY_DEFAULT: u64 = 128 << 20;
 
@@ -28,7 +30,7 @@ pub fn check(source: &Source, limits: &Limits) -> Result<Plan, Problems> {
     let mut checker = Checker { source, limits, problems: Vec::new() };
     let hypervisor = checker.hypervisor(&document.hypervisor);
     let guests = checker.guests(&document.guest);
-    checker.shadow_budget(&document.hypervisor, guests.iter().map(|guest| u64::from(guest.vcpus)).sum());
+    checker.shadow_budget(&document.hypervisor, &guests);
     if checker.problems.is_empty() {
         Ok(Plan { source: source.clone(), hypervisor, guests })
     } else {
@@ -180,16 +182,30 @@ impl Checker<'_> {
     }
 
     /// A guest that cannot get what one operation of its shadow MMU needs is stopped: better said before it runs.
-    fn shadow_budget(&mut self, table: &HypervisorTable, vcpus: u64) {
+    fn shadow_budget(&mut self, table: &HypervisorTable, guests: &[Guest]) {
         let Some(budget) = &table.shadow_frames else { return };
-        let least = vcpus * SHADOW_FRAMES_PER_VCPU_MIN;
-        if *budget.get_ref() != 0 && u64::from(*budget.get_ref()) < least {
+        let smallest = |guest: &Guest| u64::from(guest.vcpus) * SHADOW_FRAMES_PER_VCPU_MIN;
+        let least = guests.iter().map(smallest).sum();
+        let guaranteed = guests
+            .iter()
+            .map(|guest| {
+                let guarantee = guest.shadow_guarantee_frames.unwrap_or(0);
+                smallest(guest).max(u64::from(guarantee) + FRAMES_BEYOND_GUARANTEE)
+            })
+            .sum::<u64>();
+        let frames = u64::from(*budget.get_ref());
+        if frames == 0 {
+            // Told already.
+        } else if frames < least {
             let what = format!(
-                "{} frames for shadow pages are too few: a virtual processor cannot do with fewer than \
-                 {SHADOW_FRAMES_PER_VCPU_MIN}",
-                budget.get_ref()
+                "{frames} frames for shadow pages are too few: a virtual processor cannot do with fewer than \
+                 {SHADOW_FRAMES_PER_VCPU_MIN}"
             );
             self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
+        } else if frames < guaranteed {
+            let what = format!("{frames} frames for shadow pages are fewer than what is guaranteed to the guests");
+            let remedy = format!("give at least {guaranteed}, or lower a shadow_guarantee");
+            self.report(budget.span(), &what, "the budget", &remedy);
         }
     }
 
