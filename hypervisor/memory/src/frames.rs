@@ -1,41 +1,46 @@
 //! The host's frames: who owns each, how many are free (exactly), and the marks that say when to reclaim.
 //!
 //! Single frames come through a cache per core; whole 2 MiB blocks, for guests' memory, and frames below
-//! 4 GiB come from the pool under its lock. The free count is one atomic number: a frame is claimed by
-//! lowering it *before* the frame is taken out (or, in the pool, under its lock), and given back by raising
-//! it *after* the frame is in its place. So there is always a free frame for each claim, the marks hold exactly, and a claim that was
-//! granted cannot fail.
+//! 4 GiB come from the pool under its lock. While plenty is free, a frame is taken and given back on lines that
+//! no other core writes; near the marks all free frames are in the pool, whose number is then the free count:
+//! `frames/stock.rs` says how, and why the marks hold exactly and no granted claim can fail.
+//!
+//! The states of the 32 frames that a cache takes at once lie on one cache line as long as the pool has such
+//! a group. Frames given back on other cores than those that took them mix the groups in time, and then a line is
+//! written by more than one core: sorting them would cost more.
 //!
 //! Locks: the pool's before a core's cache; never two caches. Nothing here may be called by NMI or machine
-//! check handlers. Contents of frames are never touched.
+//! check handlers. Contents of frames are touched by what `frames/poison.rs` adds alone.
 
 mod bitset;
 mod cache;
 mod map;
 mod marks;
 mod owner;
+mod poison;
 mod pool;
 mod reservation;
+mod stock;
+mod tally;
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-
-use spin::{Mutex, MutexGuard};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use crate::address::{BLOCK_PAGES, PAGE_SHIFT, Pfn};
-use cache::{BATCH_FRAMES, CoreCache};
+use cache::BATCH_FRAMES;
 use map::FrameMap;
 use pool::Pool;
+use stock::Stock;
 
 pub use marks::{Marks, MarksError, Pressure};
+use owner::{FREE, POISONED};
 pub use owner::{FrameState, GuestId, Owner};
+pub use poison::{POISON, WriteAfterFree};
 pub use reservation::{NeedFrames, Reservation};
 
 /// First frame at 4 GiB.
 const FOUR_GIB: Pfn = Pfn(1 << (32 - PAGE_SHIFT));
-/// How often a claimed frame is looked for before the count must be wrong.
-const SEARCHES_MAX: u32 = 1 << 20;
 
 /// On whose account frames are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,30 +84,37 @@ impl fmt::Display for FreeError {
 
 impl core::error::Error for FreeError {}
 
-/// The free count, alone on its cache lines: it is the one thing all cores write.
-#[repr(align(128))]
-struct FreeCount(AtomicU64);
+/// The states of a batch of frames, on one cache line.
+#[repr(align(64))]
+struct StateLine([AtomicU16; BATCH_FRAMES]);
+const _: () = assert!(size_of::<StateLine>() == 64);
 
-/// The marks, read by every claim and hardly ever written.
-#[repr(align(128))]
-struct SharedMarks {
-    min_frames: AtomicU64,
-    low_frames: AtomicU64,
-    high_frames: AtomicU64,
+/// [`FrameState`] of each frame, packed, by dense index.
+struct States(Vec<StateLine>);
+
+impl States {
+    /// States of `frames` frames (whole blocks), all absent.
+    fn new(frames: usize) -> Self {
+        let absent = || StateLine([const { AtomicU16::new(FrameState::Absent.pack()) }; BATCH_FRAMES]);
+        Self((0..frames / BATCH_FRAMES).map(|_| absent()).collect())
+    }
+
+    fn at(&self, index: u32) -> &AtomicU16 {
+        &self.0[index as usize / BATCH_FRAMES].0[index as usize % BATCH_FRAMES]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &AtomicU16> {
+        self.0.iter().flat_map(|line| &line.0)
+    }
 }
 
 /// All frames of the host that are not set aside for good.
 pub struct FrameAllocator {
-    free: FreeCount,
-    marks: SharedMarks,
     map: FrameMap,
-    /// [`FrameState`] of each frame, packed, by dense index.
-    states: Vec<AtomicU16>,
-    caches: Vec<CoreCache>,
-    pool: Mutex<Pool>,
+    states: States,
+    stock: Stock,
     /// Dense indices of blocks below this one lie below 4 GiB.
     low_blocks: usize,
-    total_frames: u64,
 }
 
 impl FrameAllocator {
@@ -112,26 +124,17 @@ impl FrameAllocator {
     #[must_use]
     pub fn new(regions: &[(Pfn, u64)], cores: usize, marks: Option<Marks>) -> Self {
         let map = FrameMap::new(regions);
-        let states: Vec<AtomicU16> =
-            (0..map.frames()).map(|_| AtomicU16::new(FrameState::Absent.pack())).collect();
+        let states = States::new(map.frames());
         let mut pool = Pool::new(map.blocks());
         let total_frames = set_free(&map, &states, &mut pool, regions);
         let marks = marks
             .and_then(|marks| marks.fits(total_frames).ok())
             .unwrap_or_else(|| Marks::for_memory(total_frames));
         Self {
-            free: FreeCount(AtomicU64::new(total_frames)),
-            marks: SharedMarks {
-                min_frames: AtomicU64::new(marks.min_frames()),
-                low_frames: AtomicU64::new(marks.low_frames()),
-                high_frames: AtomicU64::new(marks.high_frames()),
-            },
             low_blocks: map.blocks_below(FOUR_GIB),
             map,
             states,
-            caches: (0..cores).map(|_| CoreCache::new()).collect(),
-            pool: Mutex::new(pool),
-            total_frames,
+            stock: Stock::new(pool, total_frames, cores, marks),
         }
     }
 
@@ -142,28 +145,32 @@ impl FrameAllocator {
         let map = FrameMap::new(regions);
         map.frames() * size_of::<AtomicU16>()
             + map.blocks() * Pool::BYTES_PER_BLOCK
-            + cores * size_of::<CoreCache>()
+            + cores * Stock::BYTES_PER_CORE
             + regions.len() * 64
     }
 
     /// A frame for `owner`, from `core`'s cache if it has one; `None` if the marks do not allow it.
     #[must_use]
     pub fn alloc(&self, core: usize, owner: Owner, claim: Claim) -> Option<Pfn> {
-        self.claim(1, claim).ok()?;
-        Some(self.take_claimed(core, owner))
+        let mut taken = [0];
+        self.stock.take(core, claim, &mut taken).ok()?;
+        Some(self.hand_out(taken[0], owner))
     }
 
     /// A frame below 4 GiB; `None` if there is none or the marks do not allow it.
     #[must_use]
     pub fn alloc_below_4g(&self, owner: Owner, claim: Claim) -> Option<Pfn> {
-        self.alloc_from_pool(1, claim, owner, |pool| pool.take(self.low_blocks))
+        let index = self.stock.take_found(1, claim, |pool| pool.take(self.low_blocks))?;
+        Some(self.hand_out(index, owner))
     }
 
     /// 512 contiguous frames, 2 MiB-aligned, as a [`Claim::Guest`]; the first of them. `None` if no block is
     /// whole or the marks do not allow it.
     #[must_use]
     pub fn alloc_block(&self, owner: Owner) -> Option<Pfn> {
-        self.alloc_from_pool(BLOCK_PAGES, Claim::Guest, owner, Pool::take_block)
+        let first = self.stock.take_found(BLOCK_PAGES, Claim::Guest, Pool::take_block)?;
+        (first..first + BLOCK_PAGES as u32).for_each(|index| _ = self.hand_out(index, owner));
+        Some(self.map.pfn(first))
     }
 
     /// Gives a frame back through `core`'s cache.
@@ -171,10 +178,13 @@ impl FrameAllocator {
     /// # Errors
     /// [`FreeError`] when it is not `owner`'s.
     pub fn free(&self, core: usize, pfn: Pfn, owner: Owner) -> Result<(), FreeError> {
+        self.free_as(FREE, core, pfn, owner)
+    }
+
+    fn free_as(&self, state: u16, core: usize, pfn: Pfn, owner: Owner) -> Result<(), FreeError> {
         let index = self.map.index(pfn).ok_or(FreeError::Absent(pfn))?;
-        self.disown(index, owner)?;
-        self.put(core, index);
-        self.free.0.fetch_add(1, Ordering::AcqRel);
+        self.disown(index, owner, state)?;
+        self.stock.put(core, index);
         Ok(())
     }
 
@@ -183,79 +193,72 @@ impl FrameAllocator {
     /// # Errors
     /// [`FreeError`] for the first frame that is not `owner`'s.
     pub fn free_block(&self, first: Pfn, owner: Owner) -> Result<(), FreeError> {
+        self.free_block_as(FREE, first, owner)
+    }
+
+    fn free_block_as(&self, state: u16, first: Pfn, owner: Owner) -> Result<(), FreeError> {
         if !first.0.is_multiple_of(BLOCK_PAGES) {
             return Err(FreeError::Unaligned(first));
         }
         let base = self.map.index(first).ok_or(FreeError::Absent(first))?;
         let end = base + BLOCK_PAGES as u32 - 1;
         for index in base..=end {
-            if let Err(error) = self.disown(index, owner) {
-                (base..index).for_each(|index| self.set_state(index, FrameState::Owned(owner)));
+            if let Err(error) = self.disown(index, owner, state) {
+                (base..index).for_each(|index| _ = self.hand_out(index, owner));
                 return Err(error);
             }
         }
-        self.pool.lock().put_block(base);
-        self.free.0.fetch_add(BLOCK_PAGES, Ordering::AcqRel);
+        self.stock.put_block(base);
         Ok(())
     }
 
-    /// Free frames at this moment, exactly.
+    /// Free frames at one moment of the call, exactly. If cores gave frames back all the while, and more than
+    /// `low` are free, no moment can be told: then at least so many were free at one. Takes no lock.
     #[must_use]
     pub fn free_frames(&self) -> u64 {
-        self.free.0.load(Ordering::Acquire)
+        self.stock.free_frames()
     }
 
     /// All frames of the allocator, free or not.
     #[must_use]
     pub fn total_frames(&self) -> u64 {
-        self.total_frames
+        self.stock.total_frames()
     }
 
     /// The marks now in force.
     #[must_use]
     pub fn marks(&self) -> Marks {
-        let load = |mark: &AtomicU64| mark.load(Ordering::Relaxed);
-        let SharedMarks { min_frames, low_frames, high_frames } = &self.marks;
-        Marks::new(load(min_frames), load(low_frames), load(high_frames))
-            .unwrap_or_else(|_| Marks::for_memory(self.total_frames))
+        self.stock.marks()
     }
 
     /// Changes the marks: a budget for shadow pages is made by raising them, once guests have their memory.
-    /// Claims made meanwhile may see some marks old and some new.
+    /// A claim sees all of the old marks or all of the new ones; [`FrameAllocator::pressure`] and
+    /// [`FrameAllocator::shortfall_frames`], asked meanwhile, may mix them.
     ///
     /// # Errors
     /// [`MarksError::TooHigh`] if the machine has too few frames.
     pub fn set_marks(&self, marks: Marks) -> Result<(), MarksError> {
-        let marks = marks.fits(self.total_frames)?;
-        self.marks.min_frames.store(marks.min_frames(), Ordering::Relaxed);
-        self.marks.low_frames.store(marks.low_frames(), Ordering::Relaxed);
-        self.marks.high_frames.store(marks.high_frames(), Ordering::Relaxed);
-        Ok(())
+        self.stock.set_marks(marks)
     }
 
-    /// How the free count stands to the marks.
+    /// How the free count stands to the marks, exactly. Takes no lock.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
-        let free = self.free_frames();
-        if free > self.marks.low_frames.load(Ordering::Relaxed) {
-            Pressure::Plenty
-        } else if free > self.marks.min_frames.load(Ordering::Relaxed) {
-            Pressure::Low
-        } else {
-            Pressure::Min
-        }
+        self.stock.pressure()
     }
 
-    /// Frames that reclaim still has to free until it may stop: up to the high mark.
+    /// Frames that reclaim still has to free until it may stop, up to the high mark, exactly.
     #[must_use]
     pub fn shortfall_frames(&self) -> u64 {
-        self.marks.high_frames.load(Ordering::Relaxed).saturating_sub(self.free_frames())
+        self.stock.shortfall_frames()
     }
 
     /// What is known of a frame.
     #[must_use]
     pub fn state(&self, pfn: Pfn) -> FrameState {
-        self.map.index(pfn).map_or(FrameState::Absent, |index| self.state_at(index))
+        self.map.index(pfn).map_or(FrameState::Absent, |index| {
+            FrameState::unpack(self.states.at(index).load(Ordering::Relaxed))
+        })
     }
 
     /// Whose a frame is; `None` if it is free or not the allocator's.
@@ -272,7 +275,7 @@ impl FrameAllocator {
     pub fn frames_of(&self, owner: Owner) -> impl Iterator<Item = Pfn> + '_ {
         let owned = FrameState::Owned(owner).pack();
         (0u32..)
-            .zip(&self.states)
+            .zip(self.states.iter())
             .filter(move |(_, state)| state.load(Ordering::Relaxed) == owned)
             .map(|(index, _)| self.map.pfn(index))
     }
@@ -283,129 +286,18 @@ impl FrameAllocator {
         self.frames_of(owner).count() as u64
     }
 
-    /// Lowers the free count by `frames`, if the marks allow it. Whoever has a claim will find its frames.
-    fn claim(&self, frames: u64, claim: Claim) -> Result<(), NeedFrames> {
-        let keep = match claim {
-            Claim::Guest => self.marks.min_frames.load(Ordering::Relaxed),
-            Claim::Begun => 0,
-        };
-        let needed = keep.saturating_add(frames);
-        let mut free = self.free.0.load(Ordering::Relaxed);
-        loop {
-            if free < needed {
-                return Err(NeedFrames(needed - free));
-            }
-            let lowered =
-                self.free.0.compare_exchange_weak(free, free - frames, Ordering::AcqRel, Ordering::Relaxed);
-            match lowered {
-                Ok(_) => return Ok(()),
-                Err(now) => free = now,
-            }
-        }
-    }
-
-    /// A frame for a claim that was granted: from `core`'s cache, else from the pool, else from whichever
-    /// cache has it.
-    fn take_claimed(&self, core: usize, owner: Owner) -> Pfn {
-        let cached = self.caches.get(core).and_then(|cache| cache.0.lock().pop());
-        let index = cached.unwrap_or_else(|| self.refill(core));
-        self.set_state(index, FrameState::Owned(owner));
+    /// Makes a frame that was taken `owner`'s.
+    fn hand_out(&self, index: u32, owner: Owner) -> Pfn {
+        self.states.at(index).store(FrameState::Owned(owner).pack(), Ordering::Release);
         self.map.pfn(index)
     }
 
-    /// Finds a frame for a claim that was granted, and fills `core`'s cache while at it.
-    #[cold]
-    fn refill(&self, core: usize) -> u32 {
-        for _ in 0..SEARCHES_MAX {
-            let mut pool = self.pool.lock();
-            let frame = pool.take(usize::MAX).or_else(|| {
-                self.drain_caches(&mut pool);
-                pool.take(usize::MAX)
-            });
-            if let Some(index) = frame {
-                self.fill_cache(core, &mut pool);
-                return index;
-            }
-            // Another core took the frame of a cache not yet drained after one was freed into a cache
-            // already drained: it is found in the next round.
-            drop(pool);
-            core::hint::spin_loop();
-        }
-        panic!("the free count says {} frames after a claim, but none is to be found", self.free_frames());
-    }
-
-    fn fill_cache(&self, core: usize, pool: &mut MutexGuard<'_, Pool>) {
-        let Some(cache) = self.caches.get(core) else { return };
-        let mut stack = cache.0.lock();
-        for _ in 1..BATCH_FRAMES {
-            let Some(index) = pool.take(usize::MAX) else { return };
-            if let Err(index) = stack.push(index) {
-                pool.put(index);
-                return;
-            }
-        }
-    }
-
-    /// Moves every core's cached frames into the pool.
-    fn drain_caches(&self, pool: &mut MutexGuard<'_, Pool>) {
-        for cache in &self.caches {
-            let mut stack = cache.0.lock();
-            while let Some(index) = stack.pop() {
-                pool.put(index);
-            }
-        }
-    }
-
-    /// Keeps a frame in `core`'s cache; a full cache first gives half of its frames to the pool.
-    fn put(&self, core: usize, index: u32) {
-        let Some(cache) = self.caches.get(core) else { return self.pool.lock().put(index) };
-        if cache.0.lock().push(index).is_ok() {
-            return;
-        }
-        let mut pool = self.pool.lock();
-        let mut stack = cache.0.lock();
-        for _ in 0..BATCH_FRAMES {
-            if let Some(index) = stack.pop() {
-                pool.put(index);
-            }
-        }
-        if let Err(index) = stack.push(index) {
-            pool.put(index);
-        }
-    }
-
-    /// Takes `frames` frames from the pool by `take`, which returns the first of them, and claims them; the
-    /// caches are emptied into the pool if it does not find them at once. Here the claim comes second, or
-    /// the count would be wrong while frames that may not exist are looked for; the pool's lock keeps those
-    /// who search with a granted claim from missing the frames in hand.
-    fn alloc_from_pool(
-        &self,
-        frames: u64,
-        claim: Claim,
-        owner: Owner,
-        take: impl Fn(&mut Pool) -> Option<u32>,
-    ) -> Option<Pfn> {
-        let mut pool = self.pool.lock();
-        let first = take(&mut pool).or_else(|| {
-            self.drain_caches(&mut pool);
-            take(&mut pool)
-        })?;
-        let taken = first..=first + (frames as u32 - 1);
-        if self.claim(frames, claim).is_err() {
-            taken.for_each(|index| pool.put(index));
-            return None;
-        }
-        drop(pool);
-        taken.for_each(|index| self.set_state(index, FrameState::Owned(owner)));
-        Some(self.map.pfn(first))
-    }
-
-    /// Marks `owner`'s frame free. The exchange makes one of two cores that free a frame at once fail.
-    fn disown(&self, index: u32, owner: Owner) -> Result<(), FreeError> {
+    /// Marks `owner`'s frame free, by one of the two states for it. The exchange makes one of two cores that free
+    /// a frame at once fail.
+    fn disown(&self, index: u32, owner: Owner, free: u16) -> Result<(), FreeError> {
         let owned = FrameState::Owned(owner).pack();
-        let free = FrameState::Free.pack();
         let exchanged =
-            self.states[index as usize].compare_exchange(owned, free, Ordering::AcqRel, Ordering::Relaxed);
+            self.states.at(index).compare_exchange(owned, free, Ordering::AcqRel, Ordering::Relaxed);
         let Err(found) = exchanged else { return Ok(()) };
         let pfn = self.map.pfn(index);
         Err(match FrameState::unpack(found) {
@@ -414,21 +306,13 @@ impl FrameAllocator {
             FrameState::Owned(owner) => FreeError::Foreign { pfn, owner },
         })
     }
-
-    fn state_at(&self, index: u32) -> FrameState {
-        FrameState::unpack(self.states[index as usize].load(Ordering::Relaxed))
-    }
-
-    fn set_state(&self, index: u32, state: FrameState) {
-        self.states[index as usize].store(state.pack(), Ordering::Release);
-    }
 }
 
 /// Marks the frames of `regions` free and puts them into the pool, each once; how many they are. Whole
 /// blocks go in at once: an emulated machine takes its time over a million single frames.
-fn set_free(map: &FrameMap, states: &[AtomicU16], pool: &mut Pool, regions: &[(Pfn, u64)]) -> u64 {
-    let absent = |index: u32| states[index as usize].load(Ordering::Relaxed) == FrameState::Absent.pack();
-    let set = |index: u32| states[index as usize].store(FrameState::Free.pack(), Ordering::Relaxed);
+fn set_free(map: &FrameMap, states: &States, pool: &mut Pool, regions: &[(Pfn, u64)]) -> u64 {
+    let absent = |index: u32| states.at(index).load(Ordering::Relaxed) == FrameState::Absent.pack();
+    let set = |index: u32| states.at(index).store(FREE, Ordering::Relaxed);
     let mut total_frames = 0;
     for range in regions.iter().flat_map(|&region| map.ranges(region)) {
         if range.clone().count() as u64 == BLOCK_PAGES && range.clone().all(absent) {
@@ -449,6 +333,7 @@ fn set_free(map: &FrameMap, states: &[AtomicU16], pool: &mut Pool, regions: &[(P
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::count::acquisitions;
 
     fn guest(number: u16) -> GuestId {
         GuestId::new(number).unwrap()
@@ -588,5 +473,60 @@ mod tests {
         assert!(frames.set_marks(Marks::new(50, 60, 100).unwrap()).is_err());
         let taken = core::iter::from_fn(|| frames.alloc(0, Owner::Hypervisor, Claim::Guest)).count();
         assert_eq!(taken, 50);
+    }
+
+    #[test]
+    fn in_the_common_case_a_frame_costs_its_cores_lock_and_nothing_shared() {
+        let frames = allocator(4096, (10, 20, 30));
+        let shadow = Owner::Shadow(guest(0));
+        // The first frame brings a batch.
+        let first = frames.alloc(0, shadow, Claim::Guest).unwrap();
+        let shared = frames.stock.shared_number();
+        let (taken, locks) = acquisitions(|| {
+            let taken: [Pfn; BATCH_FRAMES] = core::array::from_fn(|_| {
+                let pfn = frames.alloc(0, shadow, Claim::Guest).unwrap();
+                assert_eq!(frames.stock.shared_number(), shared);
+                pfn
+            });
+            for pfn in taken {
+                frames.free(0, pfn, shadow).unwrap();
+                assert_eq!(frames.stock.shared_number(), shared);
+            }
+            taken
+        });
+        // A lock each, and no more: its own cache's, since without the cache the pool's number changes.
+        assert_eq!(locks, 2 * BATCH_FRAMES as u64);
+        assert_eq!((frames.free_frames(), frames.owned_by(shadow)), (4095, 1));
+        // One line of states.
+        let line = |pfn: Pfn| frames.map.index(pfn).unwrap() / BATCH_FRAMES as u32;
+        assert!(taken.iter().all(|&pfn| line(pfn) == line(taken[0]) && line(pfn) != line(first)));
+        let (reserved, locks) = acquisitions(|| frames.reserve::<8>(0, shadow, Claim::Guest, 8));
+        assert_eq!((reserved.unwrap().left(), locks, frames.stock.shared_number()), (8, 1, shared));
+    }
+
+    #[test]
+    fn raised_marks_call_in_what_the_caches_hold() {
+        let frames = allocator(1000, (1, 2, 3));
+        let pfn = [0, 1].map(|core| frames.alloc(core, Owner::Hypervisor, Claim::Guest).unwrap());
+        assert_eq!(frames.stock.shared_number(), 1000 - 2 - 2 * BATCH_FRAMES as u64);
+        frames.set_marks(Marks::new(900, 990, 998).unwrap()).unwrap();
+        assert_eq!((frames.stock.shared_number(), frames.pressure()), (998, Pressure::Plenty));
+        assert_eq!((frames.free_frames(), frames.shortfall_frames()), (998, 0));
+        // And they stay closed.
+        frames.free(0, pfn[0], Owner::Hypervisor).unwrap();
+        assert_eq!(frames.stock.shared_number(), 999);
+    }
+
+    #[test]
+    fn between_the_marks_the_caches_count_too() {
+        let frames = allocator(1000, (100, 200, 900));
+        let taken: Vec<_> =
+            (0..150).map(|_| frames.alloc(0, Owner::Hypervisor, Claim::Guest).unwrap()).collect();
+        assert!(frames.stock.shared_number() < 850);
+        assert_eq!((frames.free_frames(), frames.shortfall_frames()), (850, 50));
+        for pfn in taken {
+            frames.free(1, pfn, Owner::Hypervisor).unwrap();
+        }
+        assert_eq!((frames.free_frames(), frames.shortfall_frames()), (1000, 0));
     }
 }

@@ -8,13 +8,14 @@ pub mod access;
 pub mod address;
 pub mod counters;
 pub mod frames;
+mod lock;
 pub mod slots;
 
 pub use access::{GuestMemory, TableMemory, Unbacked};
 pub use address::{BLOCK_PAGES, BLOCK_SIZE, Gfn, Gpa, Gva, Hpa, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use counters::{Counters, Event, Population};
 pub use frames::{
-    Claim, FrameAllocator, FrameState, FreeError, GuestId, Marks, MarksError, NeedFrames, Owner, Pressure,
-    Reservation,
+    Claim, FrameAllocator, FrameState, FreeError, GuestId, Marks, MarksError, NeedFrames, Owner, POISON,
+    Pressure, Reservation, WriteAfterFree,
 };
 pub use slots::{Slots, SlotsError, block_gfns};

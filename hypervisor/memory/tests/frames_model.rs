@@ -2,9 +2,11 @@
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use memory::{Claim, FrameAllocator, FreeError, GuestId, Marks, NeedFrames, Owner, Pfn, Reservation};
+use memory::{
+    Claim, FrameAllocator, FreeError, GuestId, Marks, NeedFrames, Owner, Pfn, Pressure, Reservation,
+};
 use proptest::prelude::*;
 
 const FOUR_GIB: u64 = 1 << 20;
@@ -17,15 +19,51 @@ const REGIONS: [(Pfn, u64); 3] =
 
 #[derive(Clone, Debug)]
 enum Step {
-    Alloc { core: usize, owner: Owner, claim: Claim, times: usize },
-    AllocLow { owner: Owner, claim: Claim, times: usize },
-    AllocBlock { owner: Owner },
-    Free { core: usize, pick: usize, times: usize },
-    FreeTwice { core: usize, pick: usize },
-    FreeForeign { core: usize, pick: usize },
-    FreeAbsent { core: usize, pfn: u64 },
-    FreeBlock { pick: usize },
-    Reserve { core: usize, owner: Owner, claim: Claim, frames: usize, take: usize },
+    Alloc {
+        core: usize,
+        owner: Owner,
+        claim: Claim,
+        times: usize,
+    },
+    AllocLow {
+        owner: Owner,
+        claim: Claim,
+        times: usize,
+    },
+    AllocBlock {
+        owner: Owner,
+    },
+    Free {
+        core: usize,
+        pick: usize,
+        times: usize,
+    },
+    FreeTwice {
+        core: usize,
+        pick: usize,
+    },
+    FreeForeign {
+        core: usize,
+        pick: usize,
+    },
+    FreeAbsent {
+        core: usize,
+        pfn: u64,
+    },
+    FreeBlock {
+        pick: usize,
+    },
+    Reserve {
+        core: usize,
+        owner: Owner,
+        claim: Claim,
+        frames: usize,
+        take: usize,
+    },
+    /// As a budget does: so many frames free when the mark is set are left above it.
+    SetMarks {
+        above: u64,
+    },
 }
 
 fn owners() -> impl Strategy<Value = Owner> {
@@ -57,16 +95,22 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => any::<usize>().prop_map(|pick| Step::FreeBlock { pick }),
         2 => (core, owners(), claims(), 0usize..=8, 0usize..=8)
             .prop_map(|(core, owner, claim, frames, take)| Step::Reserve { core, owner, claim, frames, take }),
+        1 => prop_oneof![0u64..300, Just(u64::MAX)].prop_map(|above| Step::SetMarks { above }),
     ]
 }
 
-/// Every frame there is, and whose it is.
-struct Model(BTreeMap<Pfn, Option<Owner>>);
+/// The marks with this `min`.
+fn marks(min_frames: u64) -> Marks {
+    Marks::new(min_frames, min_frames + 10, min_frames + 40).unwrap()
+}
+
+/// Every frame there is, and whose it is; the `min` mark.
+struct Model(BTreeMap<Pfn, Option<Owner>>, u64);
 
 impl Model {
     fn new() -> Self {
         let frames = REGIONS.iter().flat_map(|&(first, pages)| first.0..first.0 + pages);
-        Self(frames.map(|pfn| (Pfn(pfn), None)).collect())
+        Self(frames.map(|pfn| (Pfn(pfn), None)).collect(), MIN_FRAMES)
     }
 
     fn free(&self) -> u64 {
@@ -74,7 +118,19 @@ impl Model {
     }
 
     fn allows(&self, frames: u64, claim: Claim) -> bool {
-        self.free() >= frames + if claim == Claim::Guest { MIN_FRAMES } else { 0 }
+        self.needed(frames, claim) == 0
+    }
+
+    fn needed(&self, frames: u64, claim: Claim) -> u64 {
+        (frames + if claim == Claim::Guest { self.1 } else { 0 }).saturating_sub(self.free())
+    }
+
+    fn pressure(&self) -> Pressure {
+        match self.free() {
+            free if free <= self.1 => Pressure::Min,
+            free if free <= self.1 + 10 => Pressure::Low,
+            _ => Pressure::Plenty,
+        }
     }
 
     fn has_low(&self) -> bool {
@@ -169,8 +225,12 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
                         model.hand_out(reserved.take().unwrap(), owner);
                     }
                 }
-                Err(NeedFrames(missing)) => assert!(missing > 0 && missing <= MIN_FRAMES + 8),
+                Err(NeedFrames(missing)) => assert_eq!(missing, model.needed(wanted as u64, claim)),
             }
+        }
+        Step::SetMarks { above } => {
+            model.1 = model.free().saturating_sub(above).clamp(MIN_FRAMES, frames.total_frames() - 41);
+            frames.set_marks(marks(model.1)).unwrap();
         }
     }
 }
@@ -180,13 +240,14 @@ proptest! {
 
     #[test]
     fn histories_agree_with_the_model(history in prop::collection::vec(steps(), 1..60)) {
-        let marks = Marks::new(MIN_FRAMES, MIN_FRAMES + 10, MIN_FRAMES + 20).unwrap();
-        let frames = FrameAllocator::new(&REGIONS, CORES, Some(marks));
+        let frames = FrameAllocator::new(&REGIONS, CORES, Some(marks(MIN_FRAMES)));
         let mut model = Model::new();
         prop_assert_eq!(frames.total_frames(), model.free());
         for step in history {
             apply(&frames, &mut model, step);
             prop_assert_eq!(frames.free_frames(), model.free());
+            prop_assert_eq!(frames.pressure(), model.pressure());
+            prop_assert_eq!(frames.shortfall_frames(), (model.1 + 40).saturating_sub(model.free()));
         }
         for (&pfn, &owner) in &model.0 {
             prop_assert_eq!(frames.owner(pfn), owner);
@@ -232,4 +293,89 @@ fn cores_at_once_share_no_frame_and_lose_none() {
     });
     assert_eq!(frames.free_frames(), FRAMES);
     assert_eq!(frames.owned_by(owner), 0);
+}
+
+/// Cores that take and give back near the `min` mark, where the caches open and close all the time, through caches
+/// of their own and of neighbours. Together they may hold what lies above the mark and not one frame more: so
+/// each claim of one that holds less than its share must be granted although the free frames lie in the caches
+/// of others, and whoever looks never finds fewer than `min` free.
+#[test]
+fn cores_at_once_near_the_mark_are_refused_nothing_that_is_theirs() {
+    const CORES: usize = 4;
+    const SHARE: usize = 150;
+    const MIN_FRAMES: u64 = 1000;
+    let total_frames = MIN_FRAMES + (CORES * SHARE) as u64;
+    let marks = Marks::new(MIN_FRAMES, MIN_FRAMES + 8, MIN_FRAMES + 16).unwrap();
+    // More caches than cores at work: some are filled and left behind.
+    let frames = FrameAllocator::new(&[(Pfn(0x400), total_frames)], 2 * CORES, Some(marks));
+    let at_work = AtomicUsize::new(CORES);
+    std::thread::scope(|scope| {
+        for core in 0..CORES {
+            let (frames, at_work) = (&frames, &at_work);
+            scope.spawn(move || {
+                let owner = Owner::Shadow(GuestId::new(core as u16).unwrap());
+                let mut random = core as u64 + 1;
+                let mut next = |below: u64| {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    (random >> 33) % below
+                };
+                let mut mine = Vec::new();
+                for _ in 0..3_000 {
+                    let goal = next(SHARE as u64 + 1) as usize;
+                    let through = if next(4) == 0 { next(2 * CORES as u64 + 1) as usize } else { core };
+                    while mine.len() < goal {
+                        mine.push(frames.alloc(through, owner, Claim::Guest).expect("a claim that is due"));
+                    }
+                    mine.drain(goal..).for_each(|pfn| frames.free(through, pfn, owner).unwrap());
+                }
+                // All take their share: the mark is reached.
+                while mine.len() < SHARE {
+                    mine.push(frames.alloc(core, owner, Claim::Guest).expect("a claim that is due"));
+                }
+                at_work.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        while at_work.load(Ordering::SeqCst) > 0 {
+            let free = frames.free_frames();
+            assert!((MIN_FRAMES..=total_frames).contains(&free), "{free} frames free");
+            assert!(frames.shortfall_frames() <= 16);
+            std::hint::black_box(frames.pressure());
+        }
+    });
+    assert_eq!((frames.free_frames(), frames.pressure()), (MIN_FRAMES, Pressure::Min));
+    let late = frames.alloc(0, Owner::Hypervisor, Claim::Guest);
+    assert_eq!(late, None);
+}
+
+/// Frames that idle in many caches, and cores that take all there is at once: together they get what lies above
+/// the mark, to the frame.
+#[test]
+fn claims_at_once_end_at_the_mark_to_the_frame() {
+    const CORES: usize = 64;
+    for round in 0..20 {
+        let marks = Marks::new(128, 130, 140).unwrap();
+        let frames = FrameAllocator::new(&[(Pfn(0), 8192)], CORES, Some(marks));
+        let owner = Owner::Shadow(GuestId::new(1).unwrap());
+        let first: Vec<_> = (0..CORES).map(|core| frames.alloc(core, owner, Claim::Guest).unwrap()).collect();
+        for (core, pfn) in first.into_iter().enumerate() {
+            frames.free((core + round) % CORES, pfn, owner).unwrap();
+        }
+        let taken: usize = std::thread::scope(|scope| {
+            let takers: Vec<_> = (0..4)
+                .map(|core| {
+                    let frames = &frames;
+                    let mut taken = 0;
+                    scope.spawn(move || {
+                        while frames.alloc(core, owner, Claim::Guest).is_some() {
+                            taken += 1;
+                        }
+                        taken
+                    })
+                })
+                .collect();
+            takers.into_iter().map(|taker| taker.join().unwrap()).sum()
+        });
+        assert_eq!((taken, frames.free_frames()), (8192 - 128, 128));
+        assert_eq!(frames.owned_by(owner), 8192 - 128);
+    }
 }

@@ -1,4 +1,4 @@
-//! How many shadow pages live, counted by all cores and asked for without a lock.
+//! How many shadow pages live, or frames are in use, counted by all cores and asked for without a lock.
 //!
 //! Each core publishes two numbers that only grow: pages it has allocated and pages it has freed. A page may
 //! be allocated on one core and freed on another, so a single signed number per core would not do: read
@@ -20,28 +20,28 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 /// How often a query reads before it answers with a bracket.
 const READINGS_MAX: usize = 3;
 
-/// What one core publishes. It has one writer.
-pub(super) struct Slot {
+/// What one core publishes. It has one writer at a time: a core, or the holder of a lock.
+pub(crate) struct Slot {
     allocated: AtomicU64,
     freed: AtomicU64,
 }
 
 impl Slot {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { allocated: AtomicU64::new(0), freed: AtomicU64::new(0) }
     }
 
     /// Publishes a count of allocated pages that is greater by one: a larger step would let "exact" name a
     /// number that never was.
     #[inline]
-    pub(super) fn publish_allocated(&self, count: u64) {
+    pub(crate) fn publish_allocated(&self, count: u64) {
         self.allocated.store(count, Ordering::Release);
     }
 
     /// Publishes a count of freed pages, greater by any number. Release: who sees it sees the allocations
     /// that came before.
     #[inline]
-    pub(super) fn publish_freed(&self, count: u64) {
+    pub(crate) fn publish_freed(&self, count: u64) {
         self.freed.store(count, Ordering::Release);
     }
 }
@@ -81,7 +81,7 @@ impl Population {
 }
 
 /// Adds up the slots that `slots` yields, the same ones each time.
-pub(super) fn query<'a, I: Iterator<Item = &'a Slot>>(slots: impl Fn() -> I) -> Population {
+pub(crate) fn query<'a, I: Iterator<Item = &'a Slot>>(slots: impl Fn() -> I) -> Population {
     let freed = || slots().fold(0u64, |sum, slot| sum.wrapping_add(slot.freed.load(Ordering::Acquire)));
     // Acquire here too: an allocation that re-uses a frame shows the release before it, so that the last
     // reading tells it.

@@ -1,16 +1,21 @@
 //! A core's own store of free frames.
 
-use spin::Mutex;
+use super::tally::Tally;
+use crate::counters::population::Slot;
+use crate::lock::Lock;
 
 /// Frames a core keeps at most.
 pub const CACHE_FRAMES: usize = 64;
-/// Frames moved at once between a core's cache and the pool.
+/// Frames moved at once between a core's cache and the pool: as many as have their states on one cache line.
 pub const BATCH_FRAMES: usize = CACHE_FRAMES / 2;
 
 /// A stack of free frames, by dense index.
 pub struct Stack {
-    frames: [u32; CACHE_FRAMES],
     len: usize,
+    /// Whether it takes frames. While it does not, it is empty, and frames go straight to the pool.
+    pub open: bool,
+    tally: Tally,
+    frames: [u32; CACHE_FRAMES],
 }
 
 impl Stack {
@@ -26,16 +31,52 @@ impl Stack {
         self.len += 1;
         Ok(())
     }
+
+    /// How many frames more it has room for.
+    pub fn room(&self) -> usize {
+        CACHE_FRAMES - self.len
+    }
 }
 
 /// One core's stack on cache lines of its own (128 bytes: processors fetch lines in pairs). Only its core
-/// locks it in the common case, so the lock stays in that core's cache; another core does only when the pool
-/// has run dry.
+/// locks it in the common case, so the lock stays in that core's cache; another core does only to close it.
 #[repr(align(128))]
-pub struct CoreCache(pub Mutex<Stack>);
+pub struct CoreCache {
+    /// Frames taken out of the stack for use and put back into it, for all to read.
+    pub slot: Slot,
+    pub stack: Lock<Stack>,
+}
 
 impl CoreCache {
-    pub const fn new() -> Self {
-        Self(Mutex::new(Stack { frames: [0; CACHE_FRAMES], len: 0 }))
+    /// Closed, and so empty.
+    pub fn new() -> Self {
+        let stack = Stack { len: 0, open: false, tally: Tally::default(), frames: [0; CACHE_FRAMES] };
+        Self { slot: Slot::new(), stack: Lock::new(stack) }
+    }
+
+    /// Takes as many frames as `taken` has places, all or none; whether it did.
+    #[inline]
+    pub fn take(&self, taken: &mut [u32]) -> bool {
+        let mut stack = self.stack.lock();
+        let stack = &mut *stack;
+        let Some(left) = stack.len.checked_sub(taken.len()) else { return false };
+        if !stack.open {
+            return false;
+        }
+        taken.copy_from_slice(&stack.frames[left..stack.len]);
+        stack.len = left;
+        stack.tally.take(&self.slot, taken.len() as u64);
+        true
+    }
+
+    /// Puts a frame back into use by others; whether there was room for it.
+    #[inline]
+    pub fn put(&self, index: u32) -> bool {
+        let mut stack = self.stack.lock();
+        if !stack.open || stack.push(index).is_err() {
+            return false;
+        }
+        stack.tally.put(&self.slot, 1);
+        true
     }
 }

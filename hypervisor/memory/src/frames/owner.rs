@@ -56,8 +56,11 @@ pub enum FrameState {
 }
 
 const ABSENT: u16 = 0;
-const FREE: u16 = 1;
+/// Free, its contents unknown.
+pub(super) const FREE: u16 = 1;
 const HYPERVISOR: u16 = 2;
+/// Free, and filled with [`super::POISON`].
+pub(super) const POISONED: u16 = 3;
 const MEMORY: u16 = 0x4000;
 const SHADOW: u16 = 0x8000;
 
@@ -75,7 +78,7 @@ impl FrameState {
     pub(super) const fn unpack(bits: u16) -> Self {
         let guest = GuestId(bits & GuestId::MAX);
         match bits {
-            FREE => Self::Free,
+            FREE | POISONED => Self::Free,
             HYPERVISOR => Self::Owned(Owner::Hypervisor),
             _ if bits & SHADOW != 0 => Self::Owned(Owner::Shadow(guest)),
             _ if bits & MEMORY != 0 => Self::Owned(Owner::Memory(guest)),
@@ -98,9 +101,11 @@ mod tests {
         }
         let mut packed: Vec<u16> = states.iter().map(|state| state.pack()).collect();
         assert!(states.iter().zip(&packed).all(|(state, &bits)| FrameState::unpack(bits) == *state));
+        assert_eq!(FrameState::unpack(POISONED), FrameState::Free);
+        packed.push(POISONED);
         packed.sort_unstable();
         packed.dedup();
-        assert_eq!(packed.len(), states.len());
+        assert_eq!(packed.len(), states.len() + 1);
         assert_eq!(GuestId::new(GuestId::MAX + 1), None);
     }
 }

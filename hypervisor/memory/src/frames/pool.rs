@@ -4,74 +4,98 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::bitset::BitSet;
+use super::cache::BATCH_FRAMES;
 use crate::address::BLOCK_PAGES;
 
 /// Free frames of a whole block.
 const WHOLE: u16 = BLOCK_PAGES as u16;
-/// Words of a block's bitmap.
-const WORDS: usize = BLOCK_PAGES as usize / 64;
+/// Groups of a block: the frames whose states share a cache line.
+const GROUPS: usize = BLOCK_PAGES as usize / BATCH_FRAMES;
+/// The bits of a group of which all frames are free.
+const FULL: u32 = u32::MAX;
+const _: () = assert!(BATCH_FRAMES == FULL.count_ones() as usize);
 
 /// Free frames, by dense index. Single frames come from blocks already broken as long as there are any, so
 /// that whole blocks stay for guests; both come from high addresses first, so that frames below 4 GiB stay
 /// for those who need them.
 pub struct Pool {
-    /// A set bit for each free frame of a block.
-    bitmaps: Vec<[u64; WORDS]>,
+    /// A set bit for each free frame of a block, by group.
+    bitmaps: Vec<[u32; GROUPS]>,
     /// How many of a block's frames are free.
     free: Vec<u16>,
     /// Blocks of which all frames are free.
     whole: BitSet,
     /// Blocks of which some, but not all, frames are free.
     broken: BitSet,
+    /// Those of the broken blocks that have a full group.
+    grouped: BitSet,
 }
 
 impl Pool {
     /// A pool of `blocks` blocks, with no frame in it.
     pub fn new(blocks: usize) -> Self {
         Self {
-            bitmaps: vec![[0; WORDS]; blocks],
+            bitmaps: vec![[0; GROUPS]; blocks],
             free: vec![0; blocks],
             whole: BitSet::new(blocks),
             broken: BitSet::new(blocks),
+            grouped: BitSet::new(blocks),
         }
     }
 
     /// Heap bytes for each block.
-    pub const BYTES_PER_BLOCK: usize = 8 * WORDS + 2 + 1;
+    pub const BYTES_PER_BLOCK: usize = 4 * GROUPS + 2 + 1;
+    /// Frames in a block.
+    pub const BLOCK_FRAMES: u64 = BLOCK_PAGES;
 
     /// Gives a frame to the pool. It is not in it already: the owner table has seen to that.
     pub fn put(&mut self, index: u32) {
-        let (block, word, bit) = place(index);
-        self.bitmaps[block][word] |= bit;
+        let (block, group, bit) = place(index);
+        self.bitmaps[block][group] |= bit;
         self.recount(block, self.free[block] + 1);
     }
 
-    /// Takes a frame from one of the first `limit` blocks.
+    /// Takes a frame from one of the first `limit` blocks, if it can be from a group that is not full.
     pub fn take(&mut self, limit: usize) -> Option<u32> {
         let block = self.broken.last_below(limit).or_else(|| self.whole.last_below(limit))?;
-        let bitmap = &mut self.bitmaps[block];
-        let word = bitmap.iter().position(|&word| word != 0)?;
-        let bit = bitmap[word].trailing_zeros();
-        bitmap[word] &= bitmap[word] - 1;
+        let groups = &mut self.bitmaps[block];
+        let broken = groups.iter().position(|&bits| bits != 0 && bits != FULL);
+        let group = broken.or_else(|| groups.iter().position(|&bits| bits != 0))?;
+        let bit = groups[group].trailing_zeros();
+        groups[group] &= groups[group] - 1;
         self.recount(block, self.free[block] - 1);
-        Some((block as u32 * WORDS as u32 + word as u32) * 64 + bit)
+        Some(first_of(block, group) + bit)
+    }
+
+    /// Takes all frames of a full group; the first of them. `None` if there is none, or none without breaking a whole
+    /// block while others are broken already.
+    pub fn take_group(&mut self) -> Option<u32> {
+        let block = self.grouped.last_below(usize::MAX).or_else(|| {
+            let may_break = self.broken.last_below(usize::MAX).is_none();
+            self.whole.last_below(usize::MAX).filter(|_| may_break)
+        })?;
+        let group = self.bitmaps[block].iter().position(|&bits| bits == FULL)?;
+        self.bitmaps[block][group] = 0;
+        self.recount(block, self.free[block] - BATCH_FRAMES as u16);
+        Some(first_of(block, group))
     }
 
     /// Takes a whole block; its first frame.
     pub fn take_block(&mut self) -> Option<u32> {
         let block = self.whole.last_below(usize::MAX)?;
-        self.bitmaps[block] = [0; WORDS];
+        self.bitmaps[block] = [0; GROUPS];
         self.recount(block, 0);
-        Some(block as u32 * u32::from(WHOLE))
+        Some(first_of(block, 0))
     }
 
     /// Gives back a whole block by its first frame. None of its frames is in the pool.
     pub fn put_block(&mut self, first: u32) {
         let (block, ..) = place(first);
-        self.bitmaps[block] = [u64::MAX; WORDS];
+        self.bitmaps[block] = [FULL; GROUPS];
         self.recount(block, WHOLE);
     }
 
+    /// Sorts a block by how many of its frames are free now.
     fn recount(&mut self, block: usize, free: u16) {
         let old = core::mem::replace(&mut self.free[block], free);
         let class = |free| match free {
@@ -79,26 +103,32 @@ impl Pool {
             WHOLE => Some(true),
             _ => Some(false),
         };
-        if class(old) == class(free) {
-            return;
+        if class(old) != class(free) {
+            match class(old) {
+                Some(true) => self.whole.remove(block),
+                Some(false) => self.broken.remove(block),
+                None => {}
+            }
+            match class(free) {
+                Some(true) => self.whole.insert(block),
+                Some(false) => self.broken.insert(block),
+                None => {}
+            }
         }
-        match class(old) {
-            Some(true) => self.whole.remove(block),
-            Some(false) => self.broken.remove(block),
-            None => {}
-        }
-        match class(free) {
-            Some(true) => self.whole.insert(block),
-            Some(false) => self.broken.insert(block),
-            None => {}
-        }
+        let grouped = class(free) == Some(false) && self.bitmaps[block].contains(&FULL);
+        if grouped { self.grouped.insert(block) } else { self.grouped.remove(block) }
     }
 }
 
-/// Block, word of its bitmap, and bit in the word of a frame.
-fn place(index: u32) -> (usize, usize, u64) {
+/// Block, group and bit in the group of a frame.
+fn place(index: u32) -> (usize, usize, u32) {
     let index = index as usize;
-    (index / WHOLE as usize, index % WHOLE as usize / 64, 1 << (index % 64))
+    (index / WHOLE as usize, index % WHOLE as usize / BATCH_FRAMES, 1 << (index % BATCH_FRAMES))
+}
+
+/// The first frame of a group.
+fn first_of(block: usize, group: usize) -> u32 {
+    ((block * GROUPS + group) * BATCH_FRAMES) as u32
 }
 
 #[cfg(test)]
@@ -131,5 +161,27 @@ mod tests {
         assert_eq!(pool.take(0), None);
         pool.put_block(0);
         assert_eq!(pool.take(1), Some(0));
+    }
+
+    #[test]
+    fn a_group_is_found_wherever_it_is_and_single_frames_spare_it() {
+        let mut pool = full(3);
+        let group = pool.take_group().unwrap();
+        assert_eq!((group / 512, group % 32), (2, 0));
+        // From the broken block as long as it has full groups, though singles break one of them.
+        let single = pool.take(usize::MAX).unwrap();
+        assert!((1..31).all(|_| pool.take(usize::MAX).unwrap() / 32 == single / 32));
+        let groups: Vec<u32> = core::iter::from_fn(|| pool.take_group()).collect();
+        assert!(groups.len() == 14 && groups.iter().all(|group| group / 512 == 2));
+        // The one frame left comes before a whole block is broken.
+        assert_eq!(pool.take(usize::MAX).map(|index| index / 32), Some(single / 32));
+        assert_eq!(pool.take_group(), Some(512));
+        // A group is full again when its last frame is back.
+        assert!((group..group + 31).all(|index| {
+            pool.put(index);
+            pool.grouped.last_below(usize::MAX) == Some(1)
+        }));
+        pool.put(group + 31);
+        assert_eq!(pool.take_group(), Some(group));
     }
 }

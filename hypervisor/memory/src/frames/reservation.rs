@@ -59,12 +59,12 @@ impl FrameAllocator {
         frames: usize,
     ) -> Result<Reservation<'_, N>, NeedFrames> {
         assert!(frames <= N, "a reservation of {frames} frames where {N} is the most");
-        self.claim(frames as u64, claim)?;
-        let mut reservation = Reservation { allocator: self, core, owner, frames: [Pfn(0); N], left: 0 };
-        for place in &mut reservation.frames[..frames] {
-            *place = self.take_claimed(core, owner);
+        let mut taken = [0; N];
+        self.stock.take(core, claim, &mut taken[..frames])?;
+        let mut reservation = Reservation { allocator: self, core, owner, frames: [Pfn(0); N], left: frames };
+        for (place, &index) in reservation.frames.iter_mut().zip(&taken[..frames]) {
+            *place = self.hand_out(index, owner);
         }
-        reservation.left = frames;
         Ok(reservation)
     }
 }

@@ -1,0 +1,337 @@
+//! The free frames, by dense index: the pool, the cores' caches, the marks, and how many frames there are.
+//!
+//! `pooled` is the number of frames in the pool. A cache takes frames only while it is open, and **while any
+//! cache is open, `pooled` is above the `low` mark**. So a core that finds a frame in its own cache needs to
+//! ask nobody: more than `low` frames are free beside it. Whoever would lower `pooled` to `low` or below,
+//! under the pool's lock, first closes every cache and moves its frames to the pool; from then on `pooled` is the
+//! number of free frames, and claims are granted or refused by it exactly. A cache opens again, by its own
+//! core, when the pool is well above the mark.
+//!
+//! In the common case a frame comes from, and goes to, its core's cache: that touches the core's own lines
+//! alone, and `pooled` changes once for every batch. Near the marks every frame costs the pool's lock: there
+//! reclaim, which costs far more, sets the pace.
+
+use alloc::vec::Vec;
+use core::iter;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::cache::{BATCH_FRAMES, CACHE_FRAMES, CoreCache};
+use super::pool::Pool;
+use super::tally::Tally;
+use super::{Claim, Marks, MarksError, NeedFrames, Pressure};
+use crate::counters::population::{self, Population, Slot};
+use crate::lock::Lock;
+
+/// How far above `low` the pool has to be for a closed cache to open: closing all of them is paid for by as
+/// many frames, at least, that leave the pool between.
+const REOPEN_FRAMES: u64 = 2 * CACHE_FRAMES as u64;
+
+/// What changes under the pool's lock and is read without it, on lines of its own.
+#[repr(align(128))]
+struct Pooled {
+    frames: AtomicU64,
+    /// Frames taken straight from the pool for use, and put straight back into it.
+    slot: Slot,
+}
+
+/// The marks, read by every claim on the pool and hardly ever written.
+#[repr(align(128))]
+struct SharedMarks {
+    min_frames: AtomicU64,
+    low_frames: AtomicU64,
+    high_frames: AtomicU64,
+}
+
+impl SharedMarks {
+    fn store(&self, marks: Marks) {
+        self.min_frames.store(marks.min_frames(), Ordering::Relaxed);
+        self.low_frames.store(marks.low_frames(), Ordering::Relaxed);
+        self.high_frames.store(marks.high_frames(), Ordering::Relaxed);
+    }
+
+    fn low(&self) -> u64 {
+        self.low_frames.load(Ordering::Relaxed)
+    }
+}
+
+/// The pool, with what its lock guards beside it.
+struct Guarded {
+    pool: Pool,
+    tally: Tally,
+    /// Caches that are open.
+    open: usize,
+}
+
+/// All free frames.
+pub struct Stock {
+    pooled: Pooled,
+    marks: SharedMarks,
+    guarded: Lock<Guarded>,
+    caches: Vec<CoreCache>,
+    total_frames: u64,
+}
+
+impl Stock {
+    /// Heap bytes for each core.
+    pub const BYTES_PER_CORE: usize = size_of::<CoreCache>();
+
+    /// The stock of the `total_frames` frames in `pool`, with caches for cores `0..cores`.
+    pub fn new(pool: Pool, total_frames: u64, cores: usize, marks: Marks) -> Self {
+        Self {
+            pooled: Pooled { frames: AtomicU64::new(total_frames), slot: Slot::new() },
+            marks: SharedMarks {
+                min_frames: AtomicU64::new(marks.min_frames()),
+                low_frames: AtomicU64::new(marks.low_frames()),
+                high_frames: AtomicU64::new(marks.high_frames()),
+            },
+            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0 }),
+            caches: (0..cores).map(|_| CoreCache::new()).collect(),
+            total_frames,
+        }
+    }
+
+    /// Takes as many frames as `taken` has places, all or none.
+    ///
+    /// # Errors
+    /// [`NeedFrames`] when the marks do not allow as many.
+    #[inline]
+    pub fn take(&self, core: usize, claim: Claim, taken: &mut [u32]) -> Result<(), NeedFrames> {
+        if self.caches.get(core).is_some_and(|cache| cache.take(taken)) {
+            return Ok(());
+        }
+        self.take_pooled(core, claim, taken)
+    }
+
+    #[inline(never)]
+    fn take_pooled(&self, core: usize, claim: Claim, taken: &mut [u32]) -> Result<(), NeedFrames> {
+        let mut guarded = self.guarded.lock();
+        let frames = taken.len() as u64;
+        self.admit(&mut guarded, frames, claim)?;
+        for place in taken {
+            *place = guarded.pool.take(usize::MAX).expect("the pool has as many frames as it counts");
+        }
+        self.count_taken(&mut guarded, frames);
+        self.refill(core, &mut guarded);
+        Ok(())
+    }
+
+    /// Takes `frames` frames, of which `find` gets the first, from the pool; `None` if there are none such or
+    /// the marks do not allow it.
+    pub fn take_found(
+        &self,
+        frames: u64,
+        claim: Claim,
+        find: impl Fn(&mut Pool) -> Option<u32>,
+    ) -> Option<u32> {
+        let mut guarded = self.guarded.lock();
+        self.admit(&mut guarded, frames, claim).ok()?;
+        let first = find(&mut guarded.pool).or_else(|| {
+            self.close_caches(&mut guarded);
+            find(&mut guarded.pool)
+        })?;
+        self.count_taken(&mut guarded, frames);
+        Some(first)
+    }
+
+    /// Puts a frame back, into `core`'s cache if it can.
+    #[inline]
+    pub fn put(&self, core: usize, index: u32) {
+        if self.caches.get(core).is_none_or(|cache| !cache.put(index)) {
+            self.put_pooled(core, index);
+        }
+    }
+
+    #[inline(never)]
+    fn put_pooled(&self, core: usize, index: u32) {
+        let mut guarded = self.guarded.lock();
+        guarded.pool.put(index);
+        self.count_put(&mut guarded, 1);
+        let Some(cache) = self.caches.get(core) else { return };
+        let mut stack = cache.stack.lock();
+        if stack.room() == 0 {
+            let spilled = iter::from_fn(|| stack.pop()).take(BATCH_FRAMES);
+            spilled.for_each(|index| guarded.pool.put(index));
+            self.raise(BATCH_FRAMES as u64);
+        } else if !stack.open && self.pooled() > self.marks.low().saturating_add(REOPEN_FRAMES) {
+            stack.open = true;
+            guarded.open += 1;
+        }
+    }
+
+    /// Puts a whole block back by its first frame.
+    pub fn put_block(&self, first: u32) {
+        let mut guarded = self.guarded.lock();
+        guarded.pool.put_block(first);
+        self.count_put(&mut guarded, Pool::BLOCK_FRAMES);
+    }
+
+    /// Makes sure that `frames` frames can leave the pool: either it stays above `low`, or all caches are
+    /// closed and the marks allow it.
+    fn admit(&self, guarded: &mut Guarded, frames: u64, claim: Claim) -> Result<(), NeedFrames> {
+        if self.pooled() > self.marks.low().saturating_add(frames) {
+            return Ok(());
+        }
+        self.close_caches(guarded);
+        let keep = match claim {
+            Claim::Guest => self.marks.min_frames.load(Ordering::Relaxed),
+            Claim::Begun => 0,
+        };
+        match keep.saturating_add(frames).saturating_sub(self.pooled()) {
+            0 => Ok(()),
+            missing => Err(NeedFrames(missing)),
+        }
+    }
+
+    /// Moves a batch into `core`'s cache if the pool stays above `low`; opens the cache if the pool is well
+    /// above it.
+    fn refill(&self, core: usize, guarded: &mut Guarded) {
+        let Some(cache) = self.caches.get(core) else { return };
+        let batch = BATCH_FRAMES as u64;
+        let above = self.pooled().saturating_sub(self.marks.low());
+        if above <= batch {
+            return;
+        }
+        let mut stack = cache.stack.lock();
+        if !stack.open {
+            if above <= batch + REOPEN_FRAMES {
+                return;
+            }
+            stack.open = true;
+            guarded.open += 1;
+        }
+        if stack.room() < BATCH_FRAMES {
+            return;
+        }
+        self.pooled.frames.store(self.pooled() - batch, Ordering::Release);
+        let group = guarded.pool.take_group();
+        for place in 0..BATCH_FRAMES as u32 {
+            let index = group.map(|first| first + place).or_else(|| guarded.pool.take(usize::MAX));
+            let index = index.expect("the pool has as many frames as it counts");
+            stack.push(index).expect("there is room for a batch");
+        }
+    }
+
+    /// Closes every cache and moves its frames to the pool.
+    fn close_caches(&self, guarded: &mut Guarded) {
+        if guarded.open == 0 {
+            return;
+        }
+        for cache in &self.caches {
+            let mut stack = cache.stack.lock();
+            if !stack.open {
+                continue;
+            }
+            stack.open = false;
+            let mut moved = 0;
+            while let Some(index) = stack.pop() {
+                guarded.pool.put(index);
+                moved += 1;
+            }
+            self.raise(moved);
+        }
+        guarded.open = 0;
+    }
+
+    /// Counts frames that have left the pool for use. `pooled` first: it is never more than what is free.
+    fn count_taken(&self, guarded: &mut Guarded, frames: u64) {
+        self.pooled.frames.store(self.pooled() - frames, Ordering::Release);
+        guarded.tally.take(&self.pooled.slot, frames);
+    }
+
+    fn count_put(&self, guarded: &mut Guarded, frames: u64) {
+        guarded.tally.put(&self.pooled.slot, frames);
+        self.raise(frames);
+    }
+
+    /// Under the pool's lock, so no other store comes between.
+    fn raise(&self, frames: u64) {
+        self.pooled.frames.store(self.pooled() + frames, Ordering::Release);
+    }
+
+    fn pooled(&self) -> u64 {
+        self.pooled.frames.load(Ordering::Acquire)
+    }
+
+    /// The number that all cores read: it changes by batches alone while plenty is free.
+    #[cfg(test)]
+    pub fn shared_number(&self) -> u64 {
+        self.pooled()
+    }
+
+    /// Frames in use, by the counts of all who take and put frames.
+    fn in_use(&self) -> Population {
+        let slots = || iter::once(&self.pooled.slot).chain(self.caches.iter().map(|cache| &cache.slot));
+        population::query(slots)
+    }
+
+    /// Free frames; see [`super::FrameAllocator::free_frames`].
+    pub fn free_frames(&self) -> u64 {
+        let pooled = self.pooled();
+        if pooled <= self.marks.low() {
+            return pooled;
+        }
+        match self.in_use() {
+            Population::Exact(used) => self.total_frames - used,
+            // Frames used again during the query count twice: the pool's are free in any case.
+            Population::Between { high, .. } => self.total_frames.saturating_sub(high).max(self.pooled()),
+        }
+    }
+
+    /// All frames, free or not.
+    pub fn total_frames(&self) -> u64 {
+        self.total_frames
+    }
+
+    /// How the free count stands to the marks: exactly, since the pool holds all free frames at `low` and
+    /// below.
+    pub fn pressure(&self) -> Pressure {
+        let pooled = self.pooled();
+        if pooled > self.marks.low() {
+            Pressure::Plenty
+        } else if pooled > self.marks.min_frames.load(Ordering::Relaxed) {
+            Pressure::Low
+        } else {
+            Pressure::Min
+        }
+    }
+
+    /// Frames missing to the high mark. Where only a bracket could be told, the caches are closed and the
+    /// pool counted.
+    pub fn shortfall_frames(&self) -> u64 {
+        let high_frames = self.marks.high_frames.load(Ordering::Relaxed);
+        let pooled = self.pooled();
+        if pooled >= high_frames || pooled <= self.marks.low() {
+            return high_frames.saturating_sub(pooled);
+        }
+        let free = match self.in_use() {
+            Population::Exact(used) => self.total_frames - used,
+            Population::Between { .. } => {
+                self.close_caches(&mut self.guarded.lock());
+                self.pooled()
+            }
+        };
+        high_frames.saturating_sub(free)
+    }
+
+    /// The marks now in force.
+    pub fn marks(&self) -> Marks {
+        let load = |mark: &AtomicU64| mark.load(Ordering::Relaxed);
+        let SharedMarks { min_frames, low_frames, high_frames } = &self.marks;
+        Marks::new(load(min_frames), load(low_frames), load(high_frames))
+            .unwrap_or_else(|_| Marks::for_memory(self.total_frames))
+    }
+
+    /// Changes the marks.
+    ///
+    /// # Errors
+    /// [`MarksError::TooHigh`] if there are too few frames.
+    pub fn set_marks(&self, marks: Marks) -> Result<(), MarksError> {
+        let marks = marks.fits(self.total_frames)?;
+        let mut guarded = self.guarded.lock();
+        if self.pooled() <= marks.low_frames() {
+            self.close_caches(&mut guarded);
+        }
+        self.marks.store(marks);
+        Ok(())
+    }
+}
