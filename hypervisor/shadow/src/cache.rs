@@ -13,7 +13,7 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use memory::{Claim, Event, FrameAllocator, GuestId, Owner, Pfn, Pressure};
+use memory::{Claim, Event, FrameAllocator, GuestId, Owner, Pfn, Pressure, TableMemory};
 
 use crate::host::Host;
 use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION, pages_min};
@@ -52,9 +52,13 @@ pub trait Cache {
     type Handle: Deref<Target = Self::Tenant>;
     /// A guest's surroundings.
     type Host<'a>: Host;
+    /// What the frames hold.
+    type Tables: TableMemory;
 
     /// The machine's frames.
     fn frames(&self) -> &FrameAllocator;
+    /// What they hold: in debug builds a free frame is poisoned.
+    fn tables(&self) -> &Self::Tables;
     /// The number of this core.
     fn core(&self) -> usize;
     /// This core counts an event.
@@ -86,7 +90,8 @@ pub trait Cache {
             }
             let mut count = 0;
             while count < SUPPLY_FRAMES - stash {
-                let Some(frame) = self.frames().alloc(self.core(), owner, Claim::Guest) else { break };
+                let frame = self.frames().alloc_checked(self.tables(), self.core(), owner, Claim::Guest);
+                let Some(frame) = frame else { break };
                 taken[count] = frame;
                 count += 1;
             }
@@ -219,7 +224,7 @@ fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), St
 /// # Panics
 /// If it was not this owner's: our own bug.
 fn give_back<C: Cache + ?Sized>(cache: &C, frame: Pfn, owner: Owner) {
-    if let Err(error) = cache.frames().free(cache.core(), frame, owner) {
+    if let Err(error) = cache.frames().free_poisoned(cache.tables(), cache.core(), frame, owner) {
         panic!("{error}");
     }
 }

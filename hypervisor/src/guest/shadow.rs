@@ -92,9 +92,13 @@ impl Cache for Core {
     type Tenant = Guest;
     type Handle = Arc<Guest>;
     type Host<'a> = Surroundings<'a>;
+    type Tables = DirectMap;
 
     fn frames(&self) -> &FrameAllocator {
         frames::allocator()
+    }
+    fn tables(&self) -> &DirectMap {
+        &DirectMap
     }
     fn core(&self) -> usize {
         self.index

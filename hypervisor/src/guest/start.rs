@@ -12,11 +12,11 @@ use machine::cpu::msr;
 use machine::device::{DeviceConfig, Devices};
 use machine::load::{self, EntryState, LoadError, Module, Parts, RamLayout};
 use machine::manifest::{GuestConfig, Package};
-use memory::{BLOCK_PAGES, BLOCK_SIZE, GuestId, Hpa, Owner, Pfn, Slots, block_gfns};
+use memory::{BLOCK_SIZE, GuestId, Hpa, Owner, Pfn, Slots, block_gfns};
 use spin::{Mutex, Once};
 
 use super::{CpuModel, Guest, presence::Presence, ram::GuestRam};
-use crate::host::{Host, direct, frames, heap, time};
+use crate::host::{DirectMap, Host, direct, frames, heap, time};
 use crate::schedule::Core;
 use crate::vcpu::Vcpu;
 use crate::vmx::controls::Feature;
@@ -261,17 +261,7 @@ fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, Sta
 fn free_blocks(core: &Core, id: GuestId, blocks: impl Iterator<Item = Pfn>) {
     let allocator = frames::allocator();
     for first in blocks {
-        if cfg!(debug_assertions) {
-            // SAFETY: the guest is gone: nothing reaches its RAM any more.
-            unsafe {
-                core::ptr::write_bytes(
-                    direct(first.address()),
-                    0xdb,
-                    (BLOCK_PAGES * memory::PAGE_SIZE) as usize,
-                );
-            }
-        }
-        if let Err(error) = allocator.free_block(first, Owner::Memory(id)) {
+        if let Err(error) = allocator.free_block_poisoned(&DirectMap, first, Owner::Memory(id)) {
             panic!("{error} (core {})", core.index);
         }
     }

@@ -3,6 +3,7 @@
 
 use core::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
@@ -199,7 +200,8 @@ pub struct Cores {
 /// One guest's surroundings.
 pub struct Surroundings {
     pub ram: Ram,
-    pub frames: Frames,
+    /// Shared with the other guests of the same machine, if there are any.
+    pub frames: Rc<Frames>,
     pub slots: Slots,
     pub generation: Cell<u64>,
     pub allocated: Cell<u64>,
@@ -217,7 +219,7 @@ impl Surroundings {
             (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(RAM_BASE + (blocks - b) * BLOCK_PAGES))).collect();
         Surroundings {
             ram: Ram::new((blocks * BLOCK_PAGES) as usize),
-            frames: Frames::default(),
+            frames: Rc::default(),
             slots: Slots::new(&map).unwrap_or_else(|error| unreachable!("{error}")),
             generation: Cell::new(1),
             allocated: Cell::new(0),

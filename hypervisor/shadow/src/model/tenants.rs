@@ -10,7 +10,7 @@ use memory::counters::Writer;
 use memory::{Counters, Event, FrameAllocator, GuestId, Gva, Marks, Owner, Pfn, Population};
 
 use super::machine::{Landed, Machine, config};
-use super::surroundings::Surroundings;
+use super::surroundings::{Frames, Surroundings};
 use crate::cache::{Cache, Tenant};
 use crate::reclaim::next_guest;
 use crate::{Access, Fill, Flush, Host, Mmu, Paging, walk};
@@ -63,6 +63,7 @@ impl Tenant for Guest {
 /// The machine.
 pub struct Tenants<'a> {
     frames: FrameAllocator,
+    tables: Rc<Frames>,
     counters: &'a Counters,
     writers: Vec<Writer<'a>>,
     pub guests: Vec<Rc<Guest>>,
@@ -97,12 +98,15 @@ impl<'a> Tenants<'a> {
         let marks = Marks::new(KEPT_FRAMES, KEPT_FRAMES + step, KEPT_FRAMES + 2 * step).ok();
         let writers: Vec<Writer<'a>> = (0..).map_while(|core| counters.writer(core)).collect();
         let frames = FrameAllocator::new(&[(FIRST_FRAME, budget_frames + KEPT_FRAMES)], writers.len(), marks);
+        let tables: Rc<Frames> = Rc::default();
         let guest = |(number, &guarantee_frames)| {
+            let mut machine = Machine::configured(blocks, config(pages_max, 1));
+            machine.host.frames = Rc::clone(&tables);
             Rc::new(Guest {
                 id: GuestId::new(number).unwrap_or_else(|| unreachable!("so few guests have numbers")),
                 held_frames: AtomicU64::new(0),
                 guarantee_frames,
-                machine: RefCell::new(Machine::configured(blocks, config(pages_max, 1))),
+                machine: RefCell::new(machine),
                 fills: Cell::new(0),
                 counted: Cell::new((0, 0)),
             })
@@ -110,6 +114,7 @@ impl<'a> Tenants<'a> {
         Tenants {
             at_rest: frames.free_frames(),
             frames,
+            tables: Rc::clone(&tables),
             counters,
             writers,
             guests: (0..).zip(guarantees).map(guest).collect(),
@@ -260,7 +265,8 @@ impl<'a> Tenants<'a> {
                 while mmu.stash_frames() > before
                     && let Some(frame) = mmu.take_back()
                 {
-                    let freed = self.frames.free(self.core(), frame, Owner::Shadow(guest.id));
+                    let owner = Owner::Shadow(guest.id);
+                    let freed = self.frames.free_poisoned(self.tables(), self.core(), frame, owner);
                     assert_eq!(freed, Ok(()));
                     returned += 1;
                 }
@@ -279,9 +285,13 @@ impl Cache for Tenants<'_> {
     type Tenant = Guest;
     type Handle = Rc<Guest>;
     type Host<'b> = Surroundings;
+    type Tables = Frames;
 
     fn frames(&self) -> &FrameAllocator {
         &self.frames
+    }
+    fn tables(&self) -> &Frames {
+        &self.tables
     }
     fn core(&self) -> usize {
         self.core.get()
