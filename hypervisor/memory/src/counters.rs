@@ -195,6 +195,19 @@ mod tests {
     }
 
     #[test]
+    fn a_core_that_never_came_up_counts_as_zero() {
+        let counters = Counters::new(64);
+        for core in [0, 2] {
+            let writer = counters.writer(core).unwrap();
+            (0..3).for_each(|_| writer.shadow_page_allocated());
+            writer.count(Event::Idle);
+            writer.shadow_pages_freed(1);
+        }
+        assert_eq!(counters.shadow_pages(), Population::Exact(4));
+        assert_eq!((counters.event(Event::Idle), counters.exits(10)), (2, 0));
+    }
+
+    #[test]
     fn sums_go_over_all_cores_and_carry_their_names() {
         let counters = Counters::new(3);
         for core in 0..3 {

@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memory::{
     Claim, FrameAllocator, FreeError, GuestId, Marks, NeedFrames, Owner, Pfn, Pressure, Reservation,
@@ -308,11 +308,10 @@ fn cores_at_once_near_the_mark_are_refused_nothing_that_is_theirs() {
     let marks = Marks::new(MIN_FRAMES, MIN_FRAMES + 8, MIN_FRAMES + 16).unwrap();
     // More caches than cores at work: some are filled and left behind.
     let frames = FrameAllocator::new(&[(Pfn(0x400), total_frames)], 2 * CORES, Some(marks));
-    let at_work = AtomicUsize::new(CORES);
     std::thread::scope(|scope| {
-        for core in 0..CORES {
-            let (frames, at_work) = (&frames, &at_work);
-            scope.spawn(move || {
+        let work = |core: usize| {
+            let frames = &frames;
+            move || {
                 let owner = Owner::Shadow(GuestId::new(core as u16).unwrap());
                 let mut random = core as u64 + 1;
                 let mut next = |below: u64| {
@@ -332,10 +331,10 @@ fn cores_at_once_near_the_mark_are_refused_nothing_that_is_theirs() {
                 while mine.len() < SHARE {
                     mine.push(frames.alloc(core, owner, Claim::Guest).expect("a claim that is due"));
                 }
-                at_work.fetch_sub(1, Ordering::SeqCst);
-            });
-        }
-        while at_work.load(Ordering::SeqCst) > 0 {
+            }
+        };
+        let workers: Vec<_> = (0..CORES).map(|core| scope.spawn(work(core))).collect();
+        while workers.iter().any(|worker| !worker.is_finished()) {
             let free = frames.free_frames();
             assert!((MIN_FRAMES..=total_frames).contains(&free), "{free} frames free");
             assert!(frames.shortfall_frames() <= 16);
