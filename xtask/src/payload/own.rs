@@ -130,6 +130,7 @@ pub const OWN_GUESTS: &[OwnGuest] = &[
     elf64("table-writes", 16, DEVICES, Expect::Exit(0)),
     elf64("mov-ss", 16, DEVICES, Expect::Exit(0)),
     elf64("exits", 16, DEVICES, Expect::Exit(0)),
+    OwnGuest { protocol: Protocol::Multiboot, ..elf64("churn", 64, DEVICES, Expect::Exit(0)) },
 ];
 
 impl OwnGuest {
