@@ -93,7 +93,7 @@ impl Verdict {
     }
 
     /// The lines of statistics, which are printed with `stats_interval_ms`.
-    fn statistics(&self) -> Result<Vec<Value>> {
+    pub fn statistics(&self) -> Result<Vec<Value>> {
         let lines = self.outcome.output.lines().filter_map(|line| line.strip_prefix("umbra-stats: "));
         lines.map(|line| serde_json::from_str(line).with_context(|| format!("is not JSON: {line}"))).collect()
     }

@@ -15,12 +15,20 @@ fn page(table: u64) -> u64 {
 fn build(tables: u64) -> Space {
     let (space, frame) = (Space::new(), frames::take());
     for table in 0..tables {
+        frames::share(frame);
         cpu::write64(space.slot(page(table), 1), frame | P | W);
     }
+    frames::give(frame);
     space
 }
 
-/// Two processes with half of the tables each; in each round one page is mapped anew.
+/// Rounds between two short-lived processes.
+const SHORT_LIVED_EVERY: u64 = 8;
+/// Their leaf tables.
+const SHORT_LIVED_TABLES: u64 = 4;
+
+/// Two processes with half of the tables each; in each round one page is mapped anew, and at times a small process comes
+/// and goes.
 pub fn fit(tables: u64, rounds: u64) -> u32 {
     let half = tables / 2;
     let spaces = [build(half), build(half)];
@@ -36,6 +44,13 @@ pub fn fit(tables: u64, rounds: u64) -> u32 {
             cpu::invlpg(address);
             cpu::write64(slot, entry);
             cpu::write64(address, round);
+        }
+        if round % SHORT_LIVED_EVERY == 0 {
+            let short_lived = build(SHORT_LIVED_TABLES);
+            short_lived.load();
+            go_over(SHORT_LIVED_TABLES, round);
+            spaces[0].load();
+            short_lived.end();
         }
     }
     println!("churn fit: {} ticks", cpu::rdtsc() - begin);

@@ -1,7 +1,7 @@
 //! Frames for tables and data, with a count of those who use each.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 
 use test_guests::cpu;
 
@@ -10,13 +10,13 @@ const BEGIN: u64 = 16 << 20;
 const END: u64 = 62 << 20;
 const COUNT: usize = ((END - BEGIN) >> 12) as usize;
 
-static USERS: [AtomicU8; COUNT] = [const { AtomicU8::new(0) }; COUNT];
+static USERS: [AtomicU16; COUNT] = [const { AtomicU16::new(0) }; COUNT];
 /// The first that was never taken.
 static NEXT: AtomicU64 = AtomicU64::new(BEGIN);
 /// The one given back last, each of which holds the address of the one before; 0: none.
 static FREE: AtomicU64 = AtomicU64::new(0);
 
-fn users(frame: u64) -> &'static AtomicU8 {
+fn users(frame: u64) -> &'static AtomicU16 {
     &USERS[((frame - BEGIN) >> 12) as usize]
 }
 

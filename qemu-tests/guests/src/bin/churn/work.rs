@@ -78,13 +78,25 @@ impl Work {
         }
     }
 
-    /// A process makes a copy of itself, both write, one of them ends.
+    /// What the words that this round changes hold now.
+    fn content(&self, round: u64) -> u64 {
+        pages(self.tables).fold(0, |sum, address| mix(sum, cpu::read64(address + ((round * 8) & 0xff8))))
+    }
+
+    /// A process makes a copy of itself, both write, neither sees what the other wrote, one of them ends.
     fn fork(&mut self, round: u64) {
         let number = round as usize % self.processes;
         let parent = self.space(number);
+        parent.load();
+        let before = self.content(round);
         let child = parent.fork();
         for (which, space) in [child, parent, child].into_iter().enumerate() {
             space.load();
+            let own = self.content(round);
+            if (own == before) != (which < 2) {
+                println!("churn: a copy is not one: BAD");
+                self.bad += 1;
+            }
             for table in (which as u64..self.tables).step_by(2 + which) {
                 self.touch(page(table, round & 1), round);
             }
