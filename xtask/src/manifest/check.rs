@@ -203,7 +203,8 @@ impl Checker<'_> {
             );
             self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
         } else if frames < guaranteed {
-            let what = format!("{frames} frames for shadow pages are fewer than what is guaranteed to the guests");
+            let what =
+                format!("{frames} frames for shadow pages are fewer than what is guaranteed to the guests");
             let remedy = format!("give at least {guaranteed}, or lower a shadow_guarantee");
             self.report(budget.span(), &what, "the budget", &remedy);
         }
