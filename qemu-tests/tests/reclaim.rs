@@ -172,9 +172,9 @@ fn fair() -> Result<()> {
 
 /// How often the worst instructions are executed.
 const WORST_ROUNDS: u64 = 100;
-/// Pages that the instruction and the delivery behind it touch, two of each: code and both operands of the MOVSQ, gates,
-/// segments, TSS and stack; for the INT n no operands; for the CALL its far pointer and the LDT, and no gates of the
-/// IDT. Each hangs on three tables of its own below the root.
+/// Pages that the instruction and the delivery behind it touch, two of each: code and both operands of the MOVSQ,
+/// gates, segments, TSS and stack; for the INT n no operands; for the CALL its far pointer and the LDT, and no gates of
+/// the IDT. Each hangs on three tables of its own below the root.
 const WORST: [(&str, u64); 3] = [("movs", 2 * (3 + 4)), ("int", 2 * (1 + 4)), ("call", 2 * (2 + 4))];
 
 /// An instruction that needs as many tables at once as any is carried out with the least room there may be, by a number

@@ -27,8 +27,8 @@ const SHORT_LIVED_EVERY: u64 = 8;
 /// Their leaf tables.
 const SHORT_LIVED_TABLES: u64 = 4;
 
-/// Two processes with half of the tables each; in each round one page is mapped anew, and at times a small process comes
-/// and goes.
+/// Two processes with half of the tables each; in each round one page is mapped anew, and at times a small process
+/// comes and goes.
 pub fn fit(tables: u64, rounds: u64) -> u32 {
     let half = tables / 2;
     let spaces = [build(half), build(half)];

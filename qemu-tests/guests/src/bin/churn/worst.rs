@@ -1,8 +1,8 @@
 //! Instructions that need as many tables at once as can be: all that they touch crosses a page's end where the two
 //! halves lie in different 512 GiB, so that each half hangs on three tables of its own below the root.
 //!
-//! At CPL 3 a MOVSQ, behind which a debug exception is delivered, an INT n, or a far CALL of a call gate, whose target is
-//! in the LDT. Before each the processor goes over more leaf tables than there is room for, from another root.
+//! At CPL 3 a MOVSQ, behind which a debug exception is delivered, an INT n, or a far CALL of a call gate, whose target
+//! is in the LDT. Before each the processor goes over more leaf tables than there is room for, from another root.
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
