@@ -120,8 +120,36 @@ fn a_guest_at_its_cap_reclaims_from_itself() -> Result<()> {
     Ok(())
 }
 
+/// RAM is beside the budget: a guest that ends leaves no more room for shadow pages than there was, and finds its RAM when
+/// it comes again.
+fn a_guest_comes_again_beside_a_budget() -> Result<()> {
+    let manifest = "
+        [hypervisor]
+        shadow_frames = 256
+        stats_interval_ms = 1000
+        [[guest]]
+        name = \"again\"
+        kernel = \"guest:memory\"
+        on_end = \"restart 2\"
+        [[guest]]
+        name = \"beside\"
+        kernel = \"guest:bench\"
+    ";
+    let verdict = Boot::small(manifest).run(SMALL_TIMEOUT)?;
+    verdict.guest_says("beside", "GUEST done tsc=")?.success()?;
+    let lives = verdict.lines_of("again").iter().filter(|line| line.contains("memory done")).count();
+    ensure!(lives == 3, "{lives} lives of three");
+    for line in verdict.statistics()? {
+        let guests = line["guests"].as_array().into_iter().flatten();
+        let frames: u64 = guests.filter_map(|guest| guest["shadow_frames"].as_u64()).sum();
+        ensure!(frames <= 256, "{frames} frames in a budget of 256: {line}");
+    }
+    pressed(&verdict, 500)
+}
+
 fn main() -> ExitCode {
     qemu_tests::main(vec![
+        test("a_guest_comes_again_beside_a_budget", a_guest_comes_again_beside_a_budget),
         test("two_linux_guests_in_a_tight_budget", two_linux_guests_in_a_tight_budget),
         test("h26_reclaim_takes_from_whoever_holds_most", h26_reclaim_takes_from_whoever_holds_most),
         test("small_guests_in_a_tight_budget", small_guests_in_a_tight_budget),

@@ -168,7 +168,7 @@ impl FrameAllocator {
     /// whole or the marks do not allow it.
     #[must_use]
     pub fn alloc_block(&self, owner: Owner) -> Option<Pfn> {
-        let first = self.stock.take_found(BLOCK_PAGES, Claim::Guest, Pool::take_block)?;
+        let first = self.stock.take_block()?;
         (first..first + BLOCK_PAGES as u32).for_each(|index| _ = self.hand_out(index, owner));
         Some(self.map.pfn(first))
     }
@@ -231,14 +231,22 @@ impl FrameAllocator {
         self.stock.marks()
     }
 
-    /// Changes the marks: a budget for shadow pages is made by raising them, once guests have their memory.
-    /// A claim sees all of the old marks or all of the new ones; [`FrameAllocator::pressure`] and
+    /// Changes the marks. A claim sees all of the old marks or all of the new ones; [`FrameAllocator::pressure`] and
     /// [`FrameAllocator::shortfall_frames`], asked meanwhile, may mix them.
     ///
     /// # Errors
     /// [`MarksError::TooHigh`] if the machine has too few frames.
     pub fn set_marks(&self, marks: Marks) -> Result<(), MarksError> {
-        self.stock.set_marks(marks)
+        self.stock.set_marks(marks, None)
+    }
+
+    /// Makes a budget of marks: single frames have what lies between what is free now and `min`. Blocks of 2 MiB are
+    /// beside it: the marks go down and up with them, but for the last `least_frames` free ones.
+    ///
+    /// # Errors
+    /// [`MarksError::TooHigh`] if the machine has too few frames.
+    pub fn set_budget(&self, marks: Marks, least_frames: u64) -> Result<(), MarksError> {
+        self.stock.set_marks(marks, Some(least_frames))
     }
 
     /// How the free count stands to the marks, exactly. Takes no lock.
@@ -473,6 +481,26 @@ mod tests {
         assert!(frames.set_marks(Marks::new(50, 60, 100).unwrap()).is_err());
         let taken = core::iter::from_fn(|| frames.alloc(0, Owner::Hypervisor, Claim::Guest)).count();
         assert_eq!(taken, 50);
+    }
+
+    #[test]
+    fn blocks_are_beside_a_budget() {
+        let frames = allocator(8 * 512, (1, 2, 3));
+        let (ram, shadow) = (Owner::Memory(guest(0)), Owner::Shadow(guest(0)));
+        let first = frames.alloc_block(ram).unwrap();
+        // 100 of the 3584 that are free are the budget.
+        frames.set_budget(Marks::new(3484, 3490, 3496).unwrap(), 50).unwrap();
+        let taken: Vec<_> = core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).take(60).collect();
+        assert_eq!((frames.pressure(), taken.len()), (Pressure::Plenty, 60));
+        // A guest ends: its RAM is free, and the budget what it was.
+        frames.free_block(first, ram).unwrap();
+        assert_eq!((frames.free_frames(), frames.marks().min_frames()), (4036, 3996));
+        // Others come, as many as there are blocks but for one that is broken.
+        let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(ram)).collect();
+        assert_eq!((blocks.len(), frames.marks().min_frames()), (7, 3996 - 7 * 512));
+        let more = core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).count();
+        assert_eq!(more, 40, "the budget is what it was");
+        assert_eq!(frames.alloc_block(ram), None);
     }
 
     #[test]

@@ -1,49 +1,40 @@
 //! The frame allocator's marks as the manifest wants them, and the shadow budget among them.
 //!
 //! A budget (`shadow_frames`) is made by the marks alone: all frames but the budget's count as kept, so that claims
-//! fail and reclaim starts as if the machine were that small. What is free changes with every guest that comes or
-//! goes, and the marks with it.
-
-use alloc::sync::Arc;
-use alloc::vec::Vec;
+//! fail and reclaim starts as if the machine were that small. What is free changes with the RAM of every guest that comes
+//! or goes, and the allocator moves the marks with it.
 
 use machine::manifest::HypervisorConfig;
 use memory::Marks;
-use spin::Once;
 
-use super::{Guest, registry};
 use crate::host::frames;
 
-/// The allocator's own marks, before any were set.
-static DEFAULT: Once<Marks> = Once::new();
-
-/// Sets the marks for the guests that there are now. To be called when a guest's RAM has been taken or given back,
-/// before its vCPU runs.
+/// Sets the marks, once all guests have their RAM and before any runs.
 pub fn apply(config: &HypervisorConfig) {
     let allocator = frames::allocator();
-    let default = *DEFAULT.call_once(|| allocator.marks());
-    let marks = match config.shadow_frames {
+    let default = allocator.marks();
+    let applied = match config.shadow_frames {
         Some(budget) => {
-            let running: Vec<Arc<Guest>> =
-                registry::with(|lines| lines.iter().filter_map(|line| line.guest.clone()).collect());
-            let held: u64 = running.iter().map(|guest| guest.mmu.lock().frames()).sum();
-            budget_marks(allocator.free_frames() + held, budget.into(), default.min_frames())
+            let least = default.min_frames();
+            budget_marks(allocator.free_frames(), budget.into(), least)
+                .and_then(|marks| allocator.set_budget(marks, least))
         }
         None => {
             let pick = |own: Option<u32>, default| own.map_or(default, u64::from);
-            Marks::new(
+            let marks = Marks::new(
                 pick(config.min_frames, default.min_frames()),
                 pick(config.low_frames, default.low_frames()),
                 pick(config.high_frames, default.high_frames()),
-            )
+            );
+            marks.and_then(|marks| allocator.set_marks(marks))
         }
     };
-    if let Err(error) = marks.and_then(|marks| allocator.set_marks(marks)) {
+    if let Err(error) = applied {
         log::warn!("the manifest's marks are not used: {error}");
     }
 }
 
-/// The marks that leave `budget_frames` of `available_frames` (free, or already held by shadow pages) to the shadow
+/// The marks that leave `budget_frames` of `available_frames` to the shadow
 /// pages, and never less than `least_frames` free.
 fn budget_marks(
     available_frames: u64,

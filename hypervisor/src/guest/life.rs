@@ -83,9 +83,6 @@ fn claim(place: usize) -> bool {
 /// Starts the guest at `place`, which the caller has claimed.
 fn start(core: &Core, place: usize) {
     if let Some((guest, entry)) = build(core, place) {
-        if let Some(payload) = PAYLOAD.get() {
-            budget::apply(&payload.package.manifest.hypervisor);
-        }
         launch(guest, entry);
     }
 }
@@ -182,9 +179,6 @@ fn gone(core: &Core, guest: Arc<Guest>) {
     let leaked = start::dispose(&guest, core);
     if leaked != 0 {
         log::error!("guest {}: {leaked} frames did not come back", guest.name());
-    }
-    if let Some(payload) = PAYLOAD.get() {
-        budget::apply(&payload.package.manifest.hypervisor);
     }
     log::info!("guest {} ended: {} ({exits} exits, {ticks} ticks)", guest.name(), Reason(end));
     drop(guest);

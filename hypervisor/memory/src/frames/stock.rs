@@ -49,6 +49,13 @@ impl SharedMarks {
         self.high_frames.store(marks.high_frames(), Ordering::Relaxed);
     }
 
+    /// Moves all three, under the pool's lock.
+    fn shift(&self, by: impl Fn(u64) -> u64) {
+        for mark in [&self.min_frames, &self.low_frames, &self.high_frames] {
+            mark.store(by(mark.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
+    }
+
     fn low(&self) -> u64 {
         self.low_frames.load(Ordering::Relaxed)
     }
@@ -60,6 +67,8 @@ struct Guarded {
     tally: Tally,
     /// Caches that are open.
     open: usize,
+    /// The marks are a budget: they move with each block that is taken or put back, but `min` not below this.
+    budget_least_frames: Option<u64>,
 }
 
 /// All free frames.
@@ -84,7 +93,7 @@ impl Stock {
                 low_frames: AtomicU64::new(marks.low_frames()),
                 high_frames: AtomicU64::new(marks.high_frames()),
             },
-            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0 }),
+            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0, budget_least_frames: None }),
             caches: (0..cores).map(|_| CoreCache::new()).collect(),
             total_frames,
         }
@@ -133,6 +142,27 @@ impl Stock {
         Some(first)
     }
 
+    /// Takes a whole block; its first frame. Under a budget it is not the budget's: the marks go down with what is free.
+    pub fn take_block(&self) -> Option<u32> {
+        let mut guarded = self.guarded.lock();
+        let min_frames = self.marks.min_frames.load(Ordering::Relaxed);
+        let beside_budget = guarded
+            .budget_least_frames
+            .is_some_and(|least_frames| min_frames >= least_frames + Pool::BLOCK_FRAMES);
+        if !beside_budget {
+            self.admit(&mut guarded, Pool::BLOCK_FRAMES, Claim::Guest).ok()?;
+        }
+        let first = guarded.pool.take_block().or_else(|| {
+            self.close_caches(&mut guarded);
+            guarded.pool.take_block()
+        })?;
+        if beside_budget {
+            self.marks.shift(|mark| mark - Pool::BLOCK_FRAMES);
+        }
+        self.count_taken(&mut guarded, Pool::BLOCK_FRAMES);
+        Some(first)
+    }
+
     /// Puts a frame back, into `core`'s cache if it can.
     #[inline]
     pub fn put(&self, core: usize, index: u32) {
@@ -163,6 +193,9 @@ impl Stock {
         let mut guarded = self.guarded.lock();
         guarded.pool.put_block(first);
         self.count_put(&mut guarded, Pool::BLOCK_FRAMES);
+        if guarded.budget_least_frames.is_some() {
+            self.marks.shift(|mark| mark + Pool::BLOCK_FRAMES);
+        }
     }
 
     /// Makes sure that `frames` frames can leave the pool: either it stays above `low`, or all caches are
@@ -321,13 +354,14 @@ impl Stock {
             .unwrap_or_else(|_| Marks::for_memory(self.total_frames))
     }
 
-    /// Changes the marks.
+    /// Changes the marks. `budget_least_frames`: they are a budget, and follow the blocks down to this `min` mark.
     ///
     /// # Errors
     /// [`MarksError::TooHigh`] if there are too few frames.
-    pub fn set_marks(&self, marks: Marks) -> Result<(), MarksError> {
+    pub fn set_marks(&self, marks: Marks, budget_least_frames: Option<u64>) -> Result<(), MarksError> {
         let marks = marks.fits(self.total_frames)?;
         let mut guarded = self.guarded.lock();
+        guarded.budget_least_frames = budget_least_frames;
         if self.pooled() <= marks.low_frames() {
             self.close_caches(&mut guarded);
         }
