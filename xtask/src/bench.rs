@@ -4,8 +4,10 @@
 
 mod host;
 mod linux;
+mod markdown;
 mod micro;
 mod overhead;
+mod size_query;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -38,6 +40,9 @@ pub struct Arguments {
     /// Measure the shadow MMU's parts on this machine instead, by its clock
     #[arg(long, conflicts_with_all = ["format", "no_linux", "kernel"])]
     host: bool,
+    /// Compare four ways to count shadow pages on this machine, and write the figures into docs/counting.md
+    #[arg(long, conflicts_with_all = ["format", "no_linux", "kernel", "host"])]
+    size_query: bool,
 }
 
 /// A table to read or one to compute with.
@@ -67,6 +72,9 @@ struct Row {
 pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.host {
         return host::run();
+    }
+    if arguments.size_query {
+        return size_query::run();
     }
     packages::ensure(&[Need::Bochs])?;
     let umbra = elf(arguments.kernel.as_deref())?;

@@ -49,7 +49,7 @@ pub fn build_bare_metal(package: &str, arguments: &[&str]) -> Result<Vec<PathBuf
 }
 
 /// The executables that cargo's JSON messages name.
-fn executables(messages: &str) -> Vec<PathBuf> {
+pub fn executables(messages: &str) -> Vec<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

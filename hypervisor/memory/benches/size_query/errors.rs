@@ -63,7 +63,7 @@ impl Visitor for Printer {
                 continue;
             }
             let way = new();
-            let errors = under(&way, setting, load, || ask(&way));
+            let errors = under(&way, setting, load, |_| ask(&way));
             let usual = errors.usual_width();
             let Errors { answers, wrong, largest, exact, widest, .. } = errors;
             println!(

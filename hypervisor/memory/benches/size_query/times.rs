@@ -5,11 +5,15 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkGroup, Criterion, measurement::WallTime};
 
-use crate::load::{Load, next_to, under};
+use crate::load::{BURST, Load, Progress, next_to, under};
 use crate::ways::{Core, Setting, Visitor, Way, each};
 
-/// Operations between two looks at the clock.
-const BATCH: u64 = 64;
+/// What lies between two looks at the clock, at least, unless one operation takes longer.
+const BATCH: Duration = Duration::from_micros(4);
+/// A batch that takes longer than this was interrupted.
+const INTERRUPTED: Duration = Duration::from_micros(500);
+/// How often as many batches as needed are run, at most, until there are enough that count.
+const TRIES: u64 = 8;
 
 /// Measures both of all ways.
 pub fn measure() {
@@ -31,8 +35,8 @@ impl Visitor for Queries<'_> {
     fn visit<W: Way>(&mut self, setting: Setting, new: impl Fn() -> W) {
         self.0.bench_function(setting.name, |bencher| {
             let way = new();
-            under(&way, setting, Load::OneCore, || {
-                bencher.iter_custom(|iterations| median(iterations, || _ = black_box(way.query())));
+            under(&way, setting, Load::OneCore, |progress| {
+                bencher.iter_custom(|iterations| median(iterations, progress, || _ = black_box(way.query())));
             });
         });
     }
@@ -45,32 +49,54 @@ impl Visitor for Updates<'_> {
     fn visit<W: Way>(&mut self, setting: Setting, new: impl Fn() -> W) {
         self.0.bench_function(setting.name, |bencher| {
             let way = new();
-            next_to(&way, setting, |core| {
-                let mut guest = 0;
+            next_to(&way, setting, |core, progress| {
+                let (mut guest, mut updates) = (0, 0);
                 bencher.iter_custom(|iterations| {
-                    let pair = || {
+                    let update = || {
                         guest = if guest + 1 < setting.guests { guest + 1 } else { 0 };
-                        core.allocated(black_box(guest));
-                        core.freed(black_box(guest));
+                        if (updates / BURST).is_multiple_of(2) {
+                            core.allocated(black_box(guest));
+                        } else {
+                            core.freed(black_box(guest));
+                        }
+                        updates += 1;
                     };
-                    // Two updates each.
-                    median(iterations, pair) / 2
+                    median(iterations, progress, update)
                 });
             });
         });
     }
 }
 
-/// `iterations` times what one operation takes in the median batch. Where there are fewer processors than threads, the
-/// one that measures loses its own now and then, which is no part of an operation.
-fn median(iterations: u64, mut operation: impl FnMut()) -> Duration {
-    let mut batches: Vec<Duration> = (0..iterations.div_ceil(BATCH))
-        .map(|_| {
-            let start = Instant::now();
-            (0..BATCH).for_each(|_| operation());
-            start.elapsed()
-        })
-        .collect();
+/// `iterations` times what one operation takes in the median batch.
+///
+/// A batch counts if it was disturbed by the updaters and by nobody else. Where there are fewer processors than threads,
+/// or others want them, the thread that measures loses its own now and then; or the updaters have none, and an operation
+/// takes what it takes when nobody else is there. Should no batch count, then those without updaters do.
+fn median(iterations: u64, progress: &Progress, mut operation: impl FnMut()) -> Duration {
+    let mut time = |operations: u64| {
+        let (before, start) = (progress.look(), Instant::now());
+        (0..operations).for_each(|_| operation());
+        let took = start.elapsed();
+        (took, before.is_none() || before != progress.look())
+    };
+    let mut operations = 1;
+    while time(operations).0 < BATCH {
+        operations *= 2;
+    }
+    let (mut disturbed, mut quiet) = (Vec::new(), Vec::new());
+    let wanted = iterations.div_ceil(operations);
+    let mut tries = 0;
+    while (disturbed.len() as u64) < wanted && (tries < wanted * TRIES || disturbed.len() + quiet.len() == 0)
+    {
+        match time(operations) {
+            (took, true) if took < INTERRUPTED => disturbed.push(took),
+            (_, true) => {}
+            (took, false) => quiet.push(took),
+        }
+        tries += 1;
+    }
+    let mut batches = if disturbed.is_empty() { quiet } else { disturbed };
     batches.sort_unstable();
-    batches[batches.len() / 2].mul_f64(iterations as f64 / BATCH as f64)
+    batches[batches.len() / 2].mul_f64(iterations as f64 / operations as f64)
 }
