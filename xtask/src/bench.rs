@@ -2,6 +2,7 @@
 //!
 //! A tick is an instruction, not a cycle: the number of exits stands beside the ticks.
 
+mod costs;
 mod host;
 mod linux;
 mod markdown;
@@ -88,6 +89,14 @@ pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
         }
     };
     take("single operations", stage("timing single operations", || micro::measure(&umbra)));
+    let mut costs = None;
+    take(
+        "frames and counters",
+        stage("timing frames and counters", || {
+            let measured = costs.insert(costs::measure()?);
+            Ok(measured.rows().collect())
+        }),
+    );
     if !arguments.no_linux {
         take("Linux", stage("timing Linux, natively and as a guest", || linux::measure(&umbra)));
     }
@@ -101,9 +110,13 @@ pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
                     summary.count, summary.mean, summary.worst.0, summary.worst.1
                 );
             }
+            if let Some(costs) = &costs {
+                println!("{}", costs.growth());
+            }
         }
     }
-    let missed = missed(&rows);
+    let mut missed = missed(&rows);
+    missed.extend(costs.iter().flat_map(costs::Costs::missed));
     for text in &missed {
         eprintln!("missed: {text}");
     }

@@ -14,7 +14,8 @@ use xtask::{
 /// Crates that run, or whose tests run, on the host.
 const HOST: &[&str] = &["memory", "shadow", "machine", "hypervisor", "xtask", "qemu-tests"];
 /// Crates that are built for the bare machine.
-const BARE: &[&str] = &["memory", "shadow", "machine", "hypervisor", "boot", "native", "test-guests"];
+const BARE: &[&str] =
+    &["memory", "shadow", "machine", "hypervisor", "boot", "costs", "native", "test-guests"];
 /// Crates without unsafe code, by design: all that is hard to get right about guests is in them.
 const PURE: &[&str] = &["hypervisor/machine", "hypervisor/shadow", "hypervisor/memory"];
 /// Crates that offer privileged instructions; a pure crate depends on none.

@@ -13,7 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use figures::Figures;
-use xtask::{hypervisor, packages, progress::stage, workspace};
+use xtask::{
+    hypervisor,
+    packages::{self, Need},
+    progress::stage,
+    workspace,
+};
+
+use super::costs;
 
 /// Operations of callgrind's two runs, whose difference counts; multiples of the 128 updates of a burst and its end.
 const FEW: u64 = 1280;
@@ -22,6 +29,7 @@ const MANY: u64 = FEW + 12800;
 /// Builds, measures, prints, and writes the page's figures and plot.
 pub fn run() -> Result<ExitCode> {
     packages::ensure_rust()?;
+    packages::ensure(&[Need::Bochs])?;
     let program = stage("building the benchmark", build)?;
     let mut figures = stage("asking while two threads allocate and free", || errors(&program))?;
     stage("timing queries and updates", || times(&program, &mut figures))?;
@@ -30,9 +38,11 @@ pub fn run() -> Result<ExitCode> {
     } else {
         println!("no instruction counts: valgrind is not installed (apt-get install valgrind)");
     }
-    let table = figures::table(&figures);
-    println!("{table}");
-    page::replace("host", &table)?;
+    let costs = stage("timing frames and counters in Bochs", costs::measure)?;
+    for (name, table) in [("host", figures::table(&figures)), ("ticks", costs.table())] {
+        println!("{table}");
+        page::replace(name, &table)?;
+    }
     let plot = page::folder().join("counting.svg");
     fs::write(&plot, plot::svg(&figures)?).with_context(|| format!("cannot write {}", plot.display()))?;
     Ok(ExitCode::SUCCESS)
