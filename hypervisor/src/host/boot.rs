@@ -9,7 +9,7 @@ use spin::{Mutex, Once};
 use x86_64::registers::control::Cr3;
 
 use super::acpi::{self, Platform};
-use super::cores::{self, CORES_MAX};
+use super::cores;
 use super::frames::{self, DirectMap, direct};
 use super::image::Segment;
 use super::memory_map::{MemoryMap, Span, Spans};
@@ -164,7 +164,7 @@ extern "C" fn on_own_tables() -> ! {
     log::info!("local APIC: {mode}, id {}, timer at {} kHz", apic::id(), apic_timer_hz / 1000);
 
     let ram_bytes = map.ram.bytes();
-    let core_count = platform.processors.clamp(1, CORES_MAX);
+    let (core_count, _) = cores::usable(platform.processors);
     let allocator = frames::hand_over(&map.free, core_count);
     let marks = allocator.marks();
     log::info!(
@@ -318,7 +318,7 @@ unsafe fn build_tables(
         }
         _ => Span { start: 0, end: 0 },
     };
-    for core in 0..platform.processors.clamp(1, CORES_MAX) {
+    for core in 0..cores::usable(platform.processors).0 {
         for purpose in Use::ALL {
             let bottom = stacks::bottom(core, purpose);
             for page in (0..purpose.bytes()).step_by(PAGE_SIZE as usize) {
@@ -396,8 +396,8 @@ fn check_tables(tables: &PageTables<DirectMap>) {
 /// Starts the other cores and takes the trampoline away again. Returns how many cores run.
 fn start_cores(platform: &Platform, page: Option<Hpa>, tables: &PageTables<DirectMap>) -> usize {
     let wanted = platform.processors.max(1);
-    if wanted > CORES_MAX {
-        log::warn!("this machine has {wanted} cores; Umbra uses the first {CORES_MAX} of them");
+    if let (_, Some(surplus)) = cores::usable(wanted) {
+        log::warn!("{surplus}");
     }
     let mut count = 1;
     if let Some(page) = page {

@@ -2,6 +2,7 @@
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
+use core::fmt;
 use core::mem::offset_of;
 use core::ops::Range;
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +15,35 @@ use super::{apic, cpu, machine_check, power, stacks, time};
 
 /// Cores that can be used; a machine with more runs on the first ones.
 pub const CORES_MAX: usize = 64;
+
+/// Cores that stay off because there is no room for them: counters, stacks and caches are for [`CORES_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surplus {
+    /// Cores that the machine has.
+    pub cores: usize,
+}
+
+impl fmt::Display for Surplus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "this machine has {} cores, and Umbra has counters and stacks for {CORES_MAX}: the other {} stay off; \
+             to use them, raise CORES_MAX in hypervisor/src/host/cores.rs and build again",
+            self.cores,
+            self.cores - CORES_MAX
+        )
+    }
+}
+
+/// How many of `cores` cores can be used (the boot core is one at least), and what is to be said of the others.
+#[must_use]
+pub const fn usable(cores: usize) -> (usize, Option<Surplus>) {
+    match cores {
+        0 => (1, None),
+        1..=CORES_MAX => (cores, None),
+        _ => (CORES_MAX, Some(Surplus { cores })),
+    }
+}
 
 /// How long a core may take from its startup IPI to our code: 100 ms.
 const START_LIMIT_NS: u64 = 100_000_000;
@@ -359,4 +389,19 @@ extern "C" fn core_main(core: &'static PerCore) -> ! {
 /// Lets every started core run `work`, once; a core whose `work` returns halts. The boot core goes on.
 pub fn run_on_others(work: fn(&'static PerCore)) {
     WORK.store(work as *mut (), Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_beyond_the_slots_stay_off_and_are_named_with_the_remedy() {
+        assert_eq!([0, 1, 63, CORES_MAX].map(usable), [1, 1, 63, CORES_MAX].map(|count| (count, None)));
+        let (count, surplus) = usable(CORES_MAX + 16);
+        assert_eq!(count, CORES_MAX);
+        let told = surplus.unwrap().to_string();
+        assert!(told.contains("80 cores") && told.contains("the other 16 stay off"), "{told}");
+        assert!(told.contains("raise CORES_MAX"), "{told}");
+    }
 }
