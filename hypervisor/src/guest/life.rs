@@ -176,9 +176,8 @@ fn gone(core: &Core, guest: Arc<Guest>) {
         lines[place].guest = None;
     });
     account::close(&core.writer, guest.mmu.lock().stats());
-    let leaked = start::dispose(&guest, core);
-    if leaked != 0 {
-        log::error!("guest {}: {leaked} frames did not come back", guest.name());
+    if let Some(leak) = start::dispose(&guest, core) {
+        log::error!("guest {}: {leak}", guest.name());
     }
     log::info!("guest {} ended: {} ({exits} exits, {ticks} ticks)", guest.name(), Reason(end));
     drop(guest);

@@ -267,15 +267,40 @@ fn free_blocks(core: &Core, id: GuestId, blocks: impl Iterator<Item = Pfn>) {
     }
 }
 
+/// Frames that are still on the account of a guest that has ended: our own error.
+#[derive(Clone, Copy, Debug)]
+pub struct Leak {
+    /// Shadow pages, and frames kept for them.
+    pub shadow_frames: u64,
+    /// Its RAM, and what belongs to it.
+    pub memory_frames: u64,
+    /// One of them.
+    pub first: Pfn,
+}
+
+impl fmt::Display for Leak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shadow_frames, memory_frames, first } = self;
+        write!(
+            f,
+            "{} frames did not come back: {shadow_frames} of its shadow pages, {memory_frames} of its memory, \
+             frame {first} among them",
+            shadow_frames + memory_frames
+        )
+    }
+}
+
 /// Takes everything back from a guest that has ended: its shadow pages, then its RAM. Returns the frames that are
-/// still on its account, which are leaks.
-pub fn dispose(guest: &Guest, core: &Core) -> u64 {
+/// still on its account, if there are any.
+pub fn dispose(guest: &Guest, core: &Core) -> Option<Leak> {
     guest.drop_shadow(core);
     free_blocks(core, guest.id, guest.ram.slots.blocks().map(|(_, pfn)| pfn));
     let bitmap: Hpa = guest.model.msr_bitmap;
     if let Err(error) = frames::allocator().free(core.index, bitmap.page(), Owner::Memory(guest.id)) {
         panic!("{error}");
     }
-    frames::allocator().owned_by(Owner::Shadow(guest.id))
-        + frames::allocator().owned_by(Owner::Memory(guest.id))
+    let allocator = frames::allocator();
+    let (shadow, memory) = (Owner::Shadow(guest.id), Owner::Memory(guest.id));
+    let first = allocator.frames_of(shadow).chain(allocator.frames_of(memory)).next()?;
+    Some(Leak { shadow_frames: allocator.owned_by(shadow), memory_frames: allocator.owned_by(memory), first })
 }
