@@ -50,6 +50,7 @@ fn run(host: &'static Host) -> ! {
     };
     schedule::announce(core.index, true);
     schedule::await_cores(host.cores);
+    vcpu::take_shared(host);
     life::start_all(&core);
     life::finish_if_over();
     schedule::run(&core, &life::left, &|core| {

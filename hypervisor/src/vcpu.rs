@@ -132,6 +132,11 @@ fn vpid_base(guest: &Guest, index: usize) -> u16 {
     (1 + number * shadow::TAGS) as u16
 }
 
+/// Takes what all vCPUs share, before there is any: what is free then is to be free again when all are gone.
+pub fn take_shared(host: &Host) {
+    let _ = apic::access_page(&host.vmx.controls);
+}
+
 impl Vcpu {
     /// Makes a vCPU that will start as `start` says. To be called on the core that will run it.
     pub fn new(

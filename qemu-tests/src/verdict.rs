@@ -21,9 +21,9 @@ impl Verdict {
         Self { outcome }
     }
 
-    /// Every guest ended as expected: `umbra: exit 0`.
+    /// Every guest ended as expected, `umbra: exit 0`, and left all frames behind.
     pub fn success(&self) -> Result<&Self> {
-        self.exit(0)
+        self.never_says("did not come back")?.exit(0)
     }
 
     /// The run ended with this verdict.

@@ -8,7 +8,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use machine::load::EntryState;
 use machine::manifest::{End, OnEnd, Package};
@@ -21,7 +21,7 @@ use super::budget;
 use super::registry::{self, Last, Line, Phase};
 use super::start;
 use crate::console;
-use crate::host::{Host, heap, power, time};
+use crate::host::{Host, frames, heap, power, time};
 use crate::schedule::{self, Core};
 use crate::vcpu::Vcpu;
 
@@ -37,6 +37,8 @@ static PAYLOAD: Once<Payload> = Once::new();
 
 /// All guests shall end, and the machine then.
 static QUITTING: AtomicBool = AtomicBool::new(false);
+/// Frames free before any guest was built: as many are to be free when all have ended.
+static FREE_AT_REST: AtomicU64 = AtomicU64::new(0);
 /// The last words are being said.
 static FINISHING: AtomicBool = AtomicBool::new(false);
 
@@ -54,6 +56,7 @@ pub fn payload() -> Option<&'static Payload> {
 /// Starts every guest of the manifest. All have their memory before the first one runs, so that the marks, and the
 /// run, do not depend on who is first.
 pub fn start_all(core: &Core) {
+    FREE_AT_REST.store(frames::allocator().free_frames(), Ordering::Relaxed);
     let places = registry::with(|lines| {
         for line in lines.iter_mut() {
             line.phase = Phase::Starting;
@@ -267,6 +270,10 @@ fn finish() -> ! {
         } else {
             log::error!("guest {name} did not end as its manifest expects");
         }
+    }
+    let missing = FREE_AT_REST.load(Ordering::Relaxed).saturating_sub(frames::allocator().free_frames());
+    if missing != 0 {
+        log::error!("{missing} frames did not come back from the guests: a leak of the hypervisor's");
     }
     if failed.is_empty() {
         log::info!("all guests ended as expected");

@@ -36,6 +36,17 @@ pub(crate) struct ApicPages {
     known: u8,
 }
 
+/// The APIC-access page of all vCPUs, where `controls` has the features; taken when it is first asked for, and for good.
+pub(super) fn access_page(controls: &Controls) -> Option<Pfn> {
+    let able = controls.primary.contains(PrimaryControls::USE_TPR_SHADOW)
+        && controls.secondary.contains(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
+    if able { *ACCESS_PAGE.call_once(page) } else { None }
+}
+
+fn page() -> Option<Pfn> {
+    frames::allocator().alloc(0, Owner::Hypervisor, Claim::Begun)
+}
+
 impl ApicPages {
     /// Takes the pages, where `controls` has the features; else takes the features out of `controls`. The same for all
     /// vCPUs: one without the features would reach the access page itself.
@@ -43,11 +54,7 @@ impl ApicPages {
     /// # Errors
     /// No frame is left.
     pub fn new(controls: &mut Controls) -> Result<Option<ApicPages>, NoFrame> {
-        let able = controls.primary.contains(PrimaryControls::USE_TPR_SHADOW)
-            && controls.secondary.contains(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
-        let page = || frames::allocator().alloc(0, Owner::Hypervisor, Claim::Begun);
-        let access = if able { *ACCESS_PAGE.call_once(page) } else { None };
-        let Some(access) = access else {
+        let Some(access) = access_page(controls) else {
             controls.primary.remove(PrimaryControls::USE_TPR_SHADOW);
             controls.primary.insert(PrimaryControls::CR8_LOAD_EXITING | PrimaryControls::CR8_STORE_EXITING);
             controls.secondary.remove(SecondaryControls::VIRTUALIZE_APIC_ACCESSES);
