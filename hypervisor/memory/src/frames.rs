@@ -241,7 +241,8 @@ impl FrameAllocator {
     }
 
     /// Makes a budget of marks: single frames have what lies between what is free now and `min`. Blocks of 2 MiB are
-    /// beside it: the marks go down and up with them, but for the last `least_frames` free ones.
+    /// beside it: the marks go down and up with them, but for the last `least_frames` free ones. While a block goes or
+    /// comes, [`FrameAllocator::pressure`] and the like may see the old marks with the new number; no claim does.
     ///
     /// # Errors
     /// [`MarksError::TooHigh`] if the machine has too few frames.
@@ -501,6 +502,23 @@ mod tests {
         let more = core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).count();
         assert_eq!(more, 40, "the budget is what it was");
         assert_eq!(frames.alloc_block(ram), None);
+        blocks.into_iter().for_each(|block| frames.free_block(block, ram).unwrap());
+        assert_eq!(frames.marks().min_frames(), 3996);
+    }
+
+    #[test]
+    fn a_block_out_of_the_budget_comes_back_into_it() {
+        let frames = allocator(8 * 512, (1, 2, 3));
+        let ram = Owner::Memory(guest(0));
+        // All that is free is the budget: blocks can come out of nothing else.
+        let marks = Marks::new(50, 60, 70).unwrap();
+        frames.set_budget(marks, 50).unwrap();
+        for _ in 0..3 {
+            let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(ram)).collect();
+            assert_eq!(blocks.len(), 7);
+            blocks.into_iter().for_each(|block| frames.free_block(block, ram).unwrap());
+            assert_eq!((frames.marks(), frames.free_frames()), (marks, 8 * 512));
+        }
     }
 
     #[test]

@@ -24,6 +24,9 @@ pub const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
 /// Pages reclaimed with one shoot-down.
 pub const BATCH_PAGES: u32 = 32;
 
+/// Rounds of reclaim that find nothing, with nothing free between, until a guest counts as starved.
+const BARREN_ROUNDS_MAX: u32 = 4;
+
 /// A guest, as far as its part of the cache goes.
 pub trait Tenant {
     /// Its number.
@@ -78,8 +81,13 @@ pub trait Cache {
         if self.frames().pressure() != Pressure::Plenty {
             self.shrink();
         }
-        self.with(tenant, |mmu, host| make_room(mmu, host))?;
+        self.with(tenant, |mmu, host| {
+            let room = make_room(mmu, host);
+            trim(self, mmu, owner);
+            room
+        })?;
         let mut taken = [Pfn(0); SUPPLY_FRAMES];
+        let mut barren_rounds = 0;
         loop {
             let (stash, low) = self.with(tenant, |mmu, _| {
                 tenant.held_frames().store(mmu.frames(), Ordering::Relaxed);
@@ -105,12 +113,12 @@ pub trait Cache {
             });
             if stash < FRAMES_PER_OPERATION {
                 self.count(Event::FramesShort);
-                // Another vCPU may have used up what this one brought in, and another core have reclaimed what there was:
-                // starved is who gains nothing while there is nothing.
+                // Another vCPU may have used up what this one brought in, and other cores have reclaimed what there was, or
+                // have it in their hands: starved is who gains nothing, again and again, while there is nothing.
                 let gained = self.shrink() + count as u64;
                 let exhausted = self.frames().pressure() == Pressure::Min;
-                if gained == 0
-                    && exhausted
+                barren_rounds = if gained == 0 && exhausted { barren_rounds + 1 } else { 0 };
+                if barren_rounds == BARREN_ROUNDS_MAX
                     && self.with(tenant, |mmu, _| mmu.stash_frames()) < FRAMES_PER_OPERATION
                 {
                     return Err(Starved);
@@ -132,13 +140,7 @@ pub trait Cache {
             let above = mmu.live_pages().saturating_sub(kept_pages);
             let gone = if above > 0 { mmu.reclaim(host, BATCH_PAGES.min(above)) } else { 0 };
             release(mmu, host);
-            let mut returned = 0;
-            while mmu.stash_frames() > SUPPLY_FRAMES
-                && let Some(frame) = mmu.take_back()
-            {
-                give_back(self, frame, Owner::Shadow(victim.id()));
-                returned += 1;
-            }
+            let returned = trim(self, mmu, Owner::Shadow(victim.id()));
             victim.held_frames().store(mmu.frames(), Ordering::Relaxed);
             (gone, returned)
         })
@@ -191,6 +193,18 @@ fn make_room<H: Host>(mmu: &mut Mmu, host: &H) -> Result<(), Starved> {
     Ok(())
 }
 
+/// What the stash has beyond a few operations' worth goes back to the allocator; how many frames it was.
+fn trim<C: Cache + ?Sized>(cache: &C, mmu: &mut Mmu, owner: Owner) -> u64 {
+    let mut returned = 0;
+    while mmu.stash_frames() > SUPPLY_FRAMES
+        && let Some(frame) = mmu.take_back()
+    {
+        give_back(cache, frame, owner);
+        returned += 1;
+    }
+    returned
+}
+
 /// One shoot-down makes the frames of all zapped tables free.
 fn release<H: Host>(mmu: &mut Mmu, host: &H) {
     if mmu.has_retired() {
@@ -203,7 +217,12 @@ fn release<H: Host>(mmu: &mut Mmu, host: &H) {
 #[cold]
 fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), Starved> {
     let owner = Owner::Shadow(tenant.id());
-    let frame = cache.frames().alloc_below_4g(owner, Claim::Begun).ok_or(Starved)?;
+    let frame = cache.frames().alloc_below_4g(owner, Claim::Guest).or_else(|| {
+        cache.shrink();
+        // There may be many free frames, and few of these: the next one is worth more than the mark.
+        cache.frames().alloc_below_4g(owner, Claim::Begun)
+    });
+    let frame = frame.ok_or(Starved)?;
     cache.with(tenant, |mmu, _| {
         // A stash that takes no more has others to give for it.
         let mut low = Err(frame);
@@ -215,6 +234,7 @@ fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), St
                 give_back(cache, other, owner);
             }
         }
+        tenant.held_frames().store(mmu.frames(), Ordering::Relaxed);
     });
     Ok(())
 }

@@ -101,7 +101,7 @@ stats! {
     unsyncs Unsync,
     syncs Sync,
     root_loads RootLoad,
-    invlpgs InvlpgLooked,
+    invlpgs_looked InvlpgLooked,
     reclaims Reclaim,
     reclaimed ReclaimedPage,
     thrash Thrash,
@@ -156,6 +156,8 @@ pub struct Mmu {
     pub(crate) trail: Option<Trail>,
     /// Pages that reclaim took.
     pub(crate) ghosts: Ghosts,
+    /// The number of the present or last reclaim, from 1 on.
+    pub(crate) turn: u32,
     /// The page that stands for the local APIC, and where the guest has it.
     pub(crate) device: Option<(Gfn, Pfn)>,
 }
@@ -201,6 +203,7 @@ impl Mmu {
             cut: 0,
             trail: None,
             ghosts: Ghosts::new(pages_max),
+            turn: 1,
             device: None,
         }
     }

@@ -72,6 +72,8 @@ pub(crate) struct ShadowPage {
     pub unsync: u32,
     /// Tells a reused descriptor from the page that a cached root meant.
     pub serial: u32,
+    /// The reclaim that last spared it.
+    pub spared_in: u32,
     /// The vCPU's tag slot that last held it as a root.
     pub tag: u8,
     pub live: bool,
@@ -161,6 +163,7 @@ impl Pages {
             roots: 0,
             unsync: NIL,
             serial: 0,
+            spared_in: 0,
             tag: 0,
             live: false,
             present: [0; 8],
@@ -222,6 +225,7 @@ impl Pages {
             roots: 0,
             unsync: NIL,
             serial,
+            spared_in: 0,
             tag: u8::MAX,
             live: true,
             present: [0; 8],
@@ -276,7 +280,7 @@ impl Pages {
         (newer != NIL).then_some(PageId(newer))
     }
 
-    /// Any live page: the first one of all, shelf by shelf.
+    /// Where a look at all live pages begins: shelf by shelf, not by age.
     pub fn first(&self) -> Option<PageId> {
         Shelf::ALL.into_iter().find_map(|shelf| self.oldest(shelf))
     }

@@ -76,7 +76,7 @@ impl Mmu {
         if self.unsync.is_empty() {
             return; // every shadow page says what the guest's tables say
         }
-        self.stats.invlpgs += 1;
+        self.stats.invlpgs_looked += 1;
         if self.unsync_upper > 0 && !has(Defect::InvlpgLeafOnly) {
             self.sync_upper(host, page);
         }

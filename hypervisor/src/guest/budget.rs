@@ -9,14 +9,18 @@ use memory::Marks;
 
 use crate::host::frames;
 
-/// Sets the marks, once all guests have their RAM and before any runs.
-pub fn apply(config: &HypervisorConfig) {
+/// Frames that the hypervisor takes for each vCPU when it is made: VMCS, extended state, virtual APIC.
+const VCPU_FRAMES: u64 = 3;
+
+/// Sets the marks, once all guests have their RAM and before any of their `vcpus` is made: what those take is beside a
+/// budget.
+pub fn apply(config: &HypervisorConfig, vcpus: u64) {
     let allocator = frames::allocator();
     let default = allocator.marks();
     let applied = match config.shadow_frames {
         Some(budget) => {
             let least = default.min_frames();
-            budget_marks(allocator.free_frames(), budget.into(), least)
+            budget_marks(allocator.free_frames(), u64::from(budget) + VCPU_FRAMES * vcpus, least)
                 .and_then(|marks| allocator.set_budget(marks, least))
         }
         None => {

@@ -65,7 +65,8 @@ pub fn start_all(core: &Core) {
     });
     let built: Vec<_> = (0..places).filter_map(|place| build(core, place)).collect();
     if let Some(payload) = PAYLOAD.get() {
-        budget::apply(&payload.package.manifest.hypervisor);
+        let vcpus = built.iter().map(|(guest, _)| u64::from(guest.config.vcpus)).sum();
+        budget::apply(&payload.package.manifest.hypervisor, vcpus);
     }
     for (guest, entry) in built {
         launch(guest, entry);
@@ -178,10 +179,10 @@ fn gone(core: &Core, guest: Arc<Guest>) {
         lines[place].phase = Phase::Ending;
         lines[place].guest = None;
     });
-    account::close(&core.writer, guest.mmu.lock().stats());
     if let Some(leak) = start::dispose(&guest, core) {
         log::error!("guest {}: {leak}", guest.name());
     }
+    account::close(&core.writer, guest.mmu.lock().stats());
     log::info!("guest {} ended: {} ({exits} exits, {ticks} ticks)", guest.name(), Reason(end));
     drop(guest);
     let again = registry::with(|lines| {

@@ -95,7 +95,8 @@ impl FrameAllocator {
         owner: Owner,
     ) -> Result<(), FreeError> {
         let frames = || (first.0..first.0.saturating_add(BLOCK_PAGES)).map(Pfn);
-        if !cfg!(debug_assertions) || frames().any(|pfn| self.owner(pfn) != Some(owner)) {
+        let whole = first.0.is_multiple_of(BLOCK_PAGES);
+        if !cfg!(debug_assertions) || !whole || frames().any(|pfn| self.owner(pfn) != Some(owner)) {
             return self.free_block_as(FREE, first, owner);
         }
         frames().for_each(|pfn| tables.fill(pfn, POISON));

@@ -69,6 +69,8 @@ struct Guarded {
     open: usize,
     /// The marks are a budget: they move with each block that is taken or put back, but `min` not below this.
     budget_least_frames: Option<u64>,
+    /// Blocks that were taken out of the budget for all that: as many come back without moving the marks.
+    blocks_of_budget: u64,
 }
 
 /// All free frames.
@@ -93,7 +95,7 @@ impl Stock {
                 low_frames: AtomicU64::new(marks.low_frames()),
                 high_frames: AtomicU64::new(marks.high_frames()),
             },
-            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0, budget_least_frames: None }),
+            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0, budget_least_frames: None, blocks_of_budget: 0 }),
             caches: (0..cores).map(|_| CoreCache::new()).collect(),
             total_frames,
         }
@@ -158,6 +160,8 @@ impl Stock {
         })?;
         if beside_budget {
             self.marks.shift(|mark| mark - Pool::BLOCK_FRAMES);
+        } else if guarded.budget_least_frames.is_some() {
+            guarded.blocks_of_budget += 1;
         }
         self.count_taken(&mut guarded, Pool::BLOCK_FRAMES);
         Some(first)
@@ -193,7 +197,9 @@ impl Stock {
         let mut guarded = self.guarded.lock();
         guarded.pool.put_block(first);
         self.count_put(&mut guarded, Pool::BLOCK_FRAMES);
-        if guarded.budget_least_frames.is_some() {
+        if guarded.blocks_of_budget > 0 {
+            guarded.blocks_of_budget -= 1;
+        } else if guarded.budget_least_frames.is_some() {
             self.marks.shift(|mark| mark + Pool::BLOCK_FRAMES);
         }
     }
@@ -350,8 +356,13 @@ impl Stock {
     pub fn marks(&self) -> Marks {
         let load = |mark: &AtomicU64| mark.load(Ordering::Relaxed);
         let SharedMarks { min_frames, low_frames, high_frames } = &self.marks;
-        Marks::new(load(min_frames), load(low_frames), load(high_frames))
-            .unwrap_or_else(|_| Marks::for_memory(self.total_frames))
+        loop {
+            // While a block moves them they may stand one above the other for a moment.
+            if let Ok(marks) = Marks::new(load(min_frames), load(low_frames), load(high_frames)) {
+                return marks;
+            }
+            core::hint::spin_loop();
+        }
     }
 
     /// Changes the marks. `budget_least_frames`: they are a budget, and follow the blocks down to this `min` mark.
@@ -362,6 +373,7 @@ impl Stock {
         let marks = marks.fits(self.total_frames)?;
         let mut guarded = self.guarded.lock();
         guarded.budget_least_frames = budget_least_frames;
+        guarded.blocks_of_budget = 0;
         if self.pooled() <= marks.low_frames() {
             self.close_caches(&mut guarded);
         }

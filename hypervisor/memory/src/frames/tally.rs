@@ -10,8 +10,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts `frames` as in use; one by one, also the 512 of a block, so that each number in between is one
-    /// that was and an exact answer can name it.
+    /// Counts `frames` as in use, one by one: a block counts as 512 frames taken in a row, and an exact answer may
+    /// name any number on the way.
     #[inline]
     pub fn take(&mut self, slot: &Slot, frames: u64) {
         for _ in 0..frames {

@@ -7,8 +7,8 @@ use memory::{Gpa, Gva, Pfn};
 use super::guest::{FLAGS, PD, PDPT, PML4, TOP, guest};
 use crate::model::machine::{Landed, Machine, READ, WRITE};
 use crate::pages::PageId;
-use crate::reclaim::order::Hands;
-use crate::{Class, Flush, Paging, Short};
+use crate::paging::bits;
+use crate::{Class, Flush, Mode, Paging, Short};
 
 #[test]
 fn reclaim_loses_nothing() {
@@ -85,7 +85,8 @@ fn live(machine: &Machine) -> BTreeSet<(u64, u8)> {
 /// Reclaims one page and tells which, and why it.
 fn victim(machine: &mut Machine) -> (Class, u64, u8) {
     let before = live(machine);
-    let class = machine.mmu.evict_next(&machine.host, &mut Hands::default()).expect("a victim");
+    machine.mmu.turn += 1;
+    let class = machine.mmu.evict_next(&machine.host).expect("a victim");
     machine.mmu.publish(&machine.host);
     machine.audit();
     let after = live(machine);
@@ -177,6 +178,33 @@ fn h25_the_order_of_victims_is_golden() {
     assert_eq!(order, golden);
     assert_eq!(live(&machine), BTreeSet::from([(PML4, 4)]), "the loaded root stays");
     assert_eq!(machine.mmu.reclaim(&machine.host, 1), 0);
+}
+
+/// PDPTEs have no A bit, so the page directories of a loaded PAE root are never cold.
+#[test]
+fn h25_in_pae_mode_a_leaf_goes_before_the_directory_above_it() {
+    let mut machine = guest();
+    let (root, directory) = (0x2_0000, 0x2_1000);
+    for n in 0..3 {
+        machine.poke(leaf_table(n), 0x20_0000 | FLAGS);
+        machine.poke(directory + 8 * n, leaf_table(n) | FLAGS);
+    }
+    let pae = Paging {
+        mode: Mode::Pae,
+        cr3: root,
+        pdptes: [directory | bits::P, 0, 0, 0],
+        gib_pages: false,
+        ..machine.cpu.paging
+    };
+    machine.set_paging(pae);
+    for n in 0..3 {
+        assert_eq!(machine.access(Gva(n << 21), READ), Landed::Ram(Gpa(0x20_0000)));
+    }
+    let order: Vec<_> = (0..5).map(|_| victim(&mut machine)).filter(|victim| victim.0 > Class::IdleRoot).collect();
+    let leaf = |class, n| (class, leaf_table(n), 1);
+    let golden = [leaf(Class::HotLeaf, 0), leaf(Class::ColdLeaf, 1), leaf(Class::ColdLeaf, 2)];
+    assert_eq!(order[..3], golden);
+    assert_eq!(order[3..], [(Class::HotUpper, directory, 2)]);
 }
 
 #[test]
