@@ -8,6 +8,7 @@ mod linux;
 mod markdown;
 mod micro;
 mod overhead;
+mod reclaim;
 mod size_query;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -44,6 +45,9 @@ pub struct Arguments {
     /// Compare four ways to count shadow pages on this machine, and write the figures into docs/counting.md
     #[arg(long, conflicts_with_all = ["format", "no_linux", "kernel", "host"])]
     size_query: bool,
+    /// Compare the order in which shadow pages are reclaimed with KVM's of until 2024
+    #[arg(long, conflicts_with_all = ["format", "no_linux", "host", "size_query"])]
+    reclaim: bool,
 }
 
 /// A table to read or one to compute with.
@@ -79,6 +83,10 @@ pub fn bench(arguments: &Arguments) -> Result<ExitCode> {
     }
     packages::ensure(&[Need::Bochs])?;
     let umbra = elf(arguments.kernel.as_deref())?;
+    if arguments.reclaim {
+        let fewer = reclaim::compare(&umbra)?;
+        return Ok(if fewer { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let mut rows = Vec::new();
     let mut complete = true;
     let mut take = |what: &str, result: Result<Vec<Row>>| match result {

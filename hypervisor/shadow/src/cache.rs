@@ -69,6 +69,11 @@ pub trait Cache {
     /// Of the running guests but those in the set `without` (a bit for each number, modulo 64), the one that
     /// [`next_guest`](crate::next_guest) chooses.
     fn next_guest(&self, without: u64) -> Option<Self::Handle>;
+    /// The guest that is first on the list, which then goes to its end: for the comparison with KVM's order.
+    #[cfg(any(test, feature = "model", feature = "first-guest"))]
+    fn first_guest(&self) -> Option<Self::Handle> {
+        None
+    }
     /// Calls `f` with the guest's MMU locked.
     fn with<R>(&self, tenant: &Self::Tenant, f: impl FnOnce(&mut Mmu, &Self::Host<'_>) -> R) -> R;
 
@@ -129,6 +134,9 @@ pub trait Cache {
 
     /// Shrinks the cache from the low mark up to the high one. Returns how many frames or shadow pages came free.
     fn shrink(&self) -> u64 {
+        #[cfg(feature = "first-guest")]
+        return crate::reclaim::first_guest::shrink(self);
+        #[cfg(not(feature = "first-guest"))]
         shrink(self)
     }
 
@@ -139,10 +147,7 @@ pub trait Cache {
             let kept_pages = (victim.share().kept_frames / 2) as u32;
             let above = mmu.live_pages().saturating_sub(kept_pages);
             let gone = if above > 0 { mmu.reclaim(host, BATCH_PAGES.min(above)) } else { 0 };
-            release(mmu, host);
-            let returned = trim(self, mmu, Owner::Shadow(victim.id()));
-            victim.held_frames().store(mmu.frames(), Ordering::Relaxed);
-            (gone, returned)
+            (gone, give_excess_back(self, victim, mmu, host))
         })
     }
 
@@ -165,6 +170,7 @@ pub struct Starved;
 
 /// Batch by batch, from the guest with the largest excess over what it may keep, until the `high` mark is reached or
 /// nobody has any left.
+#[cfg_attr(feature = "first-guest", allow(dead_code, reason = "the other order is compared"))]
 pub(crate) fn shrink<C: Cache + ?Sized>(cache: &C) -> u64 {
     let mut gained = 0;
     // Those that had nothing to give, by number.
@@ -191,6 +197,19 @@ fn make_room<H: Host>(mmu: &mut Mmu, host: &H) -> Result<(), Starved> {
     }
     release(mmu, host);
     Ok(())
+}
+
+/// What a reclaim has freed goes back to the allocator, but for a few operations' worth; how many frames it was.
+pub(crate) fn give_excess_back<C: Cache + ?Sized>(
+    cache: &C,
+    victim: &C::Tenant,
+    mmu: &mut Mmu,
+    host: &C::Host<'_>,
+) -> u64 {
+    release(mmu, host);
+    let returned = trim(cache, mmu, Owner::Shadow(victim.id()));
+    victim.held_frames().store(mmu.frames(), Ordering::Relaxed);
+    returned
 }
 
 /// What the stash has beyond a few operations' worth goes back to the allocator; how many frames it was.

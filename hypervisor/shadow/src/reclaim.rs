@@ -3,6 +3,8 @@
 //! Nothing is lost by it: a shadow page can always be made again from the guest's tables. What counts is the
 //! [order], cheapest to miss first. Never a loaded root.
 
+#[cfg(any(test, feature = "model", feature = "first-guest"))]
+pub(crate) mod first_guest;
 mod ghosts;
 pub(crate) mod order;
 

@@ -92,3 +92,14 @@ pub fn next_guest(without: u64) -> Option<Arc<Guest>> {
     let victim = shadow::next_guest(asked().map(|guest| guest.share()))?;
     asked().nth(victim).cloned()
 }
+
+/// The running guest that is first in turn.
+#[cfg(feature = "first-guest")]
+pub fn first_guest() -> Option<Arc<Guest>> {
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let lines = LINES.lock();
+    let running = || lines.iter().filter_map(|line| line.guest.as_ref());
+    let turn = TURN.fetch_add(1, Ordering::Relaxed) % running().count().max(1);
+    running().nth(turn).cloned()
+}

@@ -109,6 +109,10 @@ impl Cache for Core {
     fn next_guest(&self, without: u64) -> Option<Arc<Guest>> {
         registry::next_guest(without)
     }
+    #[cfg(feature = "first-guest")]
+    fn first_guest(&self) -> Option<Arc<Guest>> {
+        registry::first_guest()
+    }
     fn with<R>(&self, guest: &Guest, f: impl FnOnce(&mut Mmu, &Surroundings<'_>) -> R) -> R {
         f(&mut guest.mmu.lock(), &guest.surroundings(self))
     }

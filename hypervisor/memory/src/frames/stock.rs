@@ -95,7 +95,13 @@ impl Stock {
                 low_frames: AtomicU64::new(marks.low_frames()),
                 high_frames: AtomicU64::new(marks.high_frames()),
             },
-            guarded: Lock::new(Guarded { pool, tally: Tally::default(), open: 0, budget_least_frames: None, blocks_of_budget: 0 }),
+            guarded: Lock::new(Guarded {
+                pool,
+                tally: Tally::default(),
+                open: 0,
+                budget_least_frames: None,
+                blocks_of_budget: 0,
+            }),
             caches: (0..cores).map(|_| CoreCache::new()).collect(),
             total_frames,
         }

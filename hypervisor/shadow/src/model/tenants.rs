@@ -2,7 +2,7 @@
 //! real ones.
 
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 use std::rc::Rc;
 use std::vec::Vec;
 
@@ -13,7 +13,7 @@ use super::machine::{Landed, Machine, config};
 use super::surroundings::{Frames, Surroundings};
 use crate::cache::{Cache, Tenant};
 use crate::reclaim::next_guest;
-use crate::{Access, Fill, Flush, Host, Mmu, Paging, walk};
+use crate::{Access, Fill, Flush, Mmu, Paging, walk};
 
 /// The first frame of the allocator.
 const FIRST_FRAME: Pfn = Pfn(1);
@@ -28,8 +28,7 @@ pub enum Policy {
     /// The order of this crate.
     #[default]
     Ours,
-    /// What KVM did until 2024: of the first guest on the list, which then goes to its end, the page that was made first
-    /// and is no loaded root; one at a time (`mmu_shrink_scan` of Linux 6.1).
+    /// What KVM did until 2024, see `reclaim/first_guest.rs`.
     FirstGuestOldestPage,
 }
 
@@ -250,35 +249,6 @@ impl<'a> Tenants<'a> {
         let counts = self.guests[number].machine.borrow().mmu.stats().each();
         counts.filter(|&(counted, _)| counted == event).map(|(_, count)| count).sum()
     }
-
-    /// One page of the next guest in turn, as [`Policy::FirstGuestOldestPage`] says; how many frames came free.
-    fn take_oldest(&self) -> u64 {
-        for _ in 0..self.guests.len() {
-            let guest = &self.guests[self.turn.get()];
-            self.turn.set((self.turn.get() + 1) % self.guests.len());
-            let returned = self.with(guest, |mmu, host| {
-                let before = mmu.stash_frames();
-                mmu.zap_first_made(host);
-                host.shoot_down();
-                mmu.release(host, host.generation());
-                let mut returned = 0;
-                while mmu.stash_frames() > before
-                    && let Some(frame) = mmu.take_back()
-                {
-                    let owner = Owner::Shadow(guest.id);
-                    let freed = self.frames.free_poisoned(self.tables(), self.core(), frame, owner);
-                    assert_eq!(freed, Ok(()));
-                    returned += 1;
-                }
-                guest.held_frames.store(mmu.frames(), Ordering::Relaxed);
-                returned
-            });
-            if returned > 0 {
-                return returned;
-            }
-        }
-        0
-    }
 }
 
 impl Cache for Tenants<'_> {
@@ -311,33 +281,15 @@ impl Cache for Tenants<'_> {
         self.hand_over(guest);
         result
     }
-    fn shrink(&self) -> u64 {
-        if self.policy == Policy::Ours {
-            return crate::cache::shrink(self);
-        }
-        let mut gained = 0;
-        while self.frames.shortfall_frames() > 0 {
-            let returned = self.take_oldest();
-            if returned == 0 {
-                break;
-            }
-            gained += returned;
-        }
-        gained
+    fn first_guest(&self) -> Option<Rc<Guest>> {
+        let turn = self.turn.get();
+        self.turn.set((turn + 1) % self.guests.len());
+        self.guests.get(turn).cloned()
     }
-}
-
-impl Mmu {
-    /// Removes the page that was made first of those that are no loaded root, if the guest has more than it needs.
-    fn zap_first_made<H: Host>(&mut self, host: &H) {
-        if self.live_pages() <= crate::PAGES_MIN {
-            return;
-        }
-        let live = core::iter::successors(self.pages.first(), |&id| self.pages.after(id));
-        let oldest = live.filter(|&id| self.pages[id].roots == 0).min_by_key(|&id| self.pages[id].serial);
-        if let Some(id) = oldest {
-            self.evict(host, id);
-            self.publish(host);
+    fn shrink(&self) -> u64 {
+        match self.policy {
+            Policy::Ours => crate::cache::shrink(self),
+            Policy::FirstGuestOldestPage => crate::reclaim::first_guest::shrink(self),
         }
     }
 }

@@ -200,7 +200,8 @@ fn h25_in_pae_mode_a_leaf_goes_before_the_directory_above_it() {
     for n in 0..3 {
         assert_eq!(machine.access(Gva(n << 21), READ), Landed::Ram(Gpa(0x20_0000)));
     }
-    let order: Vec<_> = (0..5).map(|_| victim(&mut machine)).filter(|victim| victim.0 > Class::IdleRoot).collect();
+    let order: Vec<_> =
+        (0..5).map(|_| victim(&mut machine)).filter(|victim| victim.0 > Class::IdleRoot).collect();
     let leaf = |class, n| (class, leaf_table(n), 1);
     let golden = [leaf(Class::HotLeaf, 0), leaf(Class::ColdLeaf, 1), leaf(Class::ColdLeaf, 2)];
     assert_eq!(order[..3], golden);
