@@ -38,9 +38,9 @@ impl ExitAccount {
     }
 }
 
-/// A guest has ended: the counters take over what its MMU counted.
-pub fn close(writer: &Writer<'_>, stats: &Stats) {
-    for (event, count) in stats.each() {
-        writer.add(event, count);
+/// A guest ends: the counters take over what its MMU counted from `from` to `to`.
+pub fn close(writer: &Writer<'_>, from: &Stats, to: &Stats) {
+    for ((event, before), (_, count)) in from.each().zip(to.each()) {
+        writer.add(event, count - before);
     }
 }

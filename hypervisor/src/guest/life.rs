@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use machine::load::EntryState;
 use machine::manifest::{End, OnEnd, Package};
 use memory::Event;
+use shadow::Stats;
 use spin::Once;
 
 use super::Guest;
@@ -179,10 +180,13 @@ fn gone(core: &Core, guest: Arc<Guest>) {
         lines[place].phase = Phase::Ending;
         lines[place].guest = None;
     });
+    // From here on it is in no sum but this one; what taking it down counts comes on top.
+    let counted = *guest.mmu.lock().stats();
+    account::close(&core.writer, &Stats::default(), &counted);
     if let Some(leak) = start::dispose(&guest, core) {
         log::error!("guest {}: {leak}", guest.name());
     }
-    account::close(&core.writer, guest.mmu.lock().stats());
+    account::close(&core.writer, &counted, guest.mmu.lock().stats());
     log::info!("guest {} ended: {} ({exits} exits, {ticks} ticks)", guest.name(), Reason(end));
     drop(guest);
     let again = registry::with(|lines| {
