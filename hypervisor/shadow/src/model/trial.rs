@@ -580,6 +580,8 @@ impl Trial {
                     Trial::write(machine, mode, pool(place.page), place.spot, value);
                 }
             }
+            // And so may what was stored here, by a store that is still to come.
+            look(machine);
         });
         self.observe(None);
         self.check_landed(linear, access, landed);
