@@ -160,7 +160,7 @@ impl FrameAllocator {
     /// A frame below 4 GiB; `None` if there is none or the marks do not allow it.
     #[must_use]
     pub fn alloc_below_4g(&self, owner: Owner, claim: Claim) -> Option<Pfn> {
-        let index = self.stock.take_found(1, claim, |pool| pool.take(self.low_blocks))?;
+        let index = self.stock.take_below(self.low_blocks, claim)?;
         Some(self.hand_out(index, owner))
     }
 

@@ -132,22 +132,21 @@ impl Stock {
         Ok(())
     }
 
-    /// Takes `frames` frames, of which `find` gets the first, from the pool; `None` if there are none such or
-    /// the marks do not allow it.
-    pub fn take_found(
-        &self,
-        frames: u64,
-        claim: Claim,
-        find: impl Fn(&mut Pool) -> Option<u32>,
-    ) -> Option<u32> {
+    /// Takes a frame of one of the first `limit` blocks; `None` if there is none or the marks do not allow it.
+    pub fn take_below(&self, limit: usize, claim: Claim) -> Option<u32> {
         let mut guarded = self.guarded.lock();
-        self.admit(&mut guarded, frames, claim).ok()?;
-        let first = find(&mut guarded.pool).or_else(|| {
-            self.close_caches(&mut guarded);
+        self.admit(&mut guarded, 1, claim).ok()?;
+        let index = self.search(&mut guarded, |pool| pool.take(limit))?;
+        self.count_taken(&mut guarded, 1);
+        Some(index)
+    }
+
+    /// What `find` finds in the pool, if need be once the caches' frames are there too.
+    fn search(&self, guarded: &mut Guarded, find: impl Fn(&mut Pool) -> Option<u32>) -> Option<u32> {
+        find(&mut guarded.pool).or_else(|| {
+            self.close_caches(guarded);
             find(&mut guarded.pool)
-        })?;
-        self.count_taken(&mut guarded, frames);
-        Some(first)
+        })
     }
 
     /// Takes a whole block; its first frame. Under a budget it is not the budget's: the marks go down with what is free.
@@ -160,10 +159,7 @@ impl Stock {
         if !beside_budget {
             self.admit(&mut guarded, Pool::BLOCK_FRAMES, Claim::Guest).ok()?;
         }
-        let first = guarded.pool.take_block().or_else(|| {
-            self.close_caches(&mut guarded);
-            guarded.pool.take_block()
-        })?;
+        let first = self.search(&mut guarded, Pool::take_block)?;
         if beside_budget {
             self.marks.shift(|mark| mark - Pool::BLOCK_FRAMES);
         } else if guarded.budget_least_frames.is_some() {
