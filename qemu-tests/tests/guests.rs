@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use qemu_tests::{Boot, SMALL_TIMEOUT, skip, test};
 use xtask::{payload::OWN_GUESTS, workspace};
 
-/// Guests with tests of their own: slices.rs, hazards.rs, smp.rs.
+/// Guests with tests of their own: slices.rs, hazards.rs, smp.rs, reclaim.rs.
 const ELSEWHERE: &[&str] = &[
     "spin",
     "rights64",
@@ -20,6 +20,7 @@ const ELSEWHERE: &[&str] = &[
     "smp",
     "smp-crash",
     "smp-halt",
+    "churn",
 ];
 
 /// What each guest says when all is well.
