@@ -19,7 +19,6 @@ mod marks;
 mod owner;
 mod poison;
 mod pool;
-mod reservation;
 mod stock;
 mod tally;
 
@@ -37,7 +36,6 @@ pub use marks::{Marks, MarksError, Pressure};
 use owner::{FREE, POISONED};
 pub use owner::{FrameState, GuestId, Owner};
 pub use poison::{POISON, WriteAfterFree};
-pub use reservation::{NeedFrames, Reservation};
 
 /// First frame at 4 GiB.
 const FOUR_GIB: Pfn = Pfn(1 << (32 - PAGE_SHIFT));
@@ -152,9 +150,8 @@ impl FrameAllocator {
     /// A frame for `owner`, from `core`'s cache if it has one; `None` if the marks do not allow it.
     #[must_use]
     pub fn alloc(&self, core: usize, owner: Owner, claim: Claim) -> Option<Pfn> {
-        let mut taken = [0];
-        self.stock.take(core, claim, &mut taken).ok()?;
-        Some(self.hand_out(taken[0], owner))
+        let index = self.stock.take(core, claim)?;
+        Some(self.hand_out(index, owner))
     }
 
     /// A frame below 4 GiB; `None` if there is none or the marks do not allow it.
@@ -442,22 +439,6 @@ mod tests {
     }
 
     #[test]
-    fn a_reservation_is_all_or_none_and_returns_what_is_left() {
-        let frames = allocator(100, (90, 91, 92));
-        let shadow = Owner::Shadow(guest(3));
-        let mut reserved = frames.reserve::<8>(0, shadow, Claim::Guest, 8).unwrap();
-        assert_eq!(frames.free_frames(), 92);
-        assert_eq!(frames.reserve::<8>(0, shadow, Claim::Guest, 4).err(), Some(NeedFrames(2)));
-        let (a, b) = (reserved.take().unwrap(), reserved.take().unwrap());
-        assert_ne!(a, b);
-        assert_eq!(reserved.left(), 6);
-        reserved.release();
-        assert_eq!((frames.free_frames(), frames.owned_by(shadow)), (98, 2));
-        let mut none = frames.reserve::<8>(0, shadow, Claim::Begun, 0).unwrap();
-        assert_eq!(none.take(), None);
-    }
-
-    #[test]
     fn overlapping_regions_count_once() {
         let regions = [(Pfn(0x200), 700), (Pfn(0x100), 0x300), (Pfn(0x200), 512), (Pfn(9), 0)];
         let frames = FrameAllocator::new(&regions, 1, None);
@@ -546,8 +527,6 @@ mod tests {
         // One line of states.
         let line = |pfn: Pfn| frames.map.index(pfn).unwrap() / BATCH_FRAMES as u32;
         assert!(taken.iter().all(|&pfn| line(pfn) == line(taken[0]) && line(pfn) != line(first)));
-        let (reserved, locks) = acquisitions(|| frames.reserve::<8>(0, shadow, Claim::Guest, 8));
-        assert_eq!((reserved.unwrap().left(), locks, frames.stock.shared_number()), (8, 1, shared));
     }
 
     #[test]

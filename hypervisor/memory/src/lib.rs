@@ -15,7 +15,7 @@ pub use access::{GuestMemory, TableMemory, Unbacked};
 pub use address::{BLOCK_PAGES, BLOCK_SIZE, Gfn, Gpa, Gva, Hpa, PAGE_SHIFT, PAGE_SIZE, Pfn};
 pub use counters::{Counters, Event, Population};
 pub use frames::{
-    Claim, FrameAllocator, FrameState, FreeError, GuestId, Marks, MarksError, NeedFrames, Owner, POISON,
-    Pressure, Reservation, WriteAfterFree,
+    Claim, FrameAllocator, FrameState, FreeError, GuestId, Marks, MarksError, Owner, POISON, Pressure,
+    WriteAfterFree,
 };
 pub use slots::{Slots, SlotsError, block_gfns};

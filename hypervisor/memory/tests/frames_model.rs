@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use memory::{
-    Claim, FrameAllocator, FreeError, GuestId, Marks, NeedFrames, Owner, Pfn, Pressure, Reservation,
-};
+use memory::{Claim, FrameAllocator, FreeError, GuestId, Marks, Owner, Pfn, Pressure};
 use proptest::prelude::*;
 
 const FOUR_GIB: u64 = 1 << 20;
@@ -53,13 +51,6 @@ enum Step {
     FreeBlock {
         pick: usize,
     },
-    Reserve {
-        core: usize,
-        owner: Owner,
-        claim: Claim,
-        frames: usize,
-        take: usize,
-    },
     /// As a budget does: so many frames free when the mark is set are left above it.
     SetMarks {
         above: u64,
@@ -91,10 +82,8 @@ fn steps() -> impl Strategy<Value = Step> {
             .prop_map(|(core, pick, times)| Step::Free { core, pick, times }),
         1 => (core.clone(), any::<usize>()).prop_map(|(core, pick)| Step::FreeTwice { core, pick }),
         1 => (core.clone(), any::<usize>()).prop_map(|(core, pick)| Step::FreeForeign { core, pick }),
-        1 => (core.clone(), any::<u64>()).prop_map(|(core, pfn)| Step::FreeAbsent { core, pfn }),
+        1 => (core, any::<u64>()).prop_map(|(core, pfn)| Step::FreeAbsent { core, pfn }),
         2 => any::<usize>().prop_map(|pick| Step::FreeBlock { pick }),
-        2 => (core, owners(), claims(), 0usize..=8, 0usize..=8)
-            .prop_map(|(core, owner, claim, frames, take)| Step::Reserve { core, owner, claim, frames, take }),
         1 => prop_oneof![0u64..300, Just(u64::MAX)].prop_map(|above| Step::SetMarks { above }),
     ]
 }
@@ -118,11 +107,8 @@ impl Model {
     }
 
     fn allows(&self, frames: u64, claim: Claim) -> bool {
-        self.needed(frames, claim) == 0
-    }
-
-    fn needed(&self, frames: u64, claim: Claim) -> u64 {
-        (frames + if claim == Claim::Guest { self.1 } else { 0 }).saturating_sub(self.free())
+        let kept = if claim == Claim::Guest { self.1 } else { 0 };
+        self.free() >= frames + kept
     }
 
     fn pressure(&self) -> Pressure {
@@ -213,19 +199,6 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
             assert_eq!(frames.free_block(first, owner).is_ok(), whole);
             if whole {
                 (0..512).for_each(|i| _ = model.0.insert(Pfn(first.0 + i), None));
-            }
-        }
-        Step::Reserve { core, owner, claim, frames: wanted, take } => {
-            let reserved: Result<Reservation<'_, 8>, _> = frames.reserve(core, owner, claim, wanted);
-            assert_eq!(reserved.is_ok(), model.allows(wanted as u64, claim));
-            match reserved {
-                Ok(mut reserved) => {
-                    assert_eq!(frames.free_frames(), model.free() - wanted as u64);
-                    for _ in 0..take.min(wanted) {
-                        model.hand_out(reserved.take().unwrap(), owner);
-                    }
-                }
-                Err(NeedFrames(missing)) => assert_eq!(missing, model.needed(wanted as u64, claim)),
             }
         }
         Step::SetMarks { above } => {

@@ -11,8 +11,8 @@ use xtask::{
 use super::{Row, markdown, run};
 
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// A frame from the core's cache may cost this many ticks: the 80 that were measured, and a tenth more.
-const FRAME_ALLOC_TICKS_MAX: f64 = 88.0;
+/// A frame from the core's cache may cost this many ticks: the 64 that were measured, and a tenth more.
+const FRAME_ALLOC_TICKS_MAX: f64 = 70.0;
 /// A frame back into the core's cache: 72, and a tenth more.
 const FRAME_FREE_TICKS_MAX: f64 = 79.0;
 /// Between the cheapest and the dearest query over the numbers of guests: it does not know of guests.

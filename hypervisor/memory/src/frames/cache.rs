@@ -54,19 +54,13 @@ impl CoreCache {
         Self { slot: Slot::new(), stack: Lock::new(stack) }
     }
 
-    /// Takes as many frames as `taken` has places, all or none; whether it did.
+    /// Takes a frame into use; `None` if the stack is empty, as a closed one is.
     #[inline]
-    pub fn take(&self, taken: &mut [u32]) -> bool {
+    pub fn take(&self) -> Option<u32> {
         let mut stack = self.stack.lock();
-        let stack = &mut *stack;
-        let Some(left) = stack.len.checked_sub(taken.len()) else { return false };
-        if !stack.open {
-            return false;
-        }
-        taken.copy_from_slice(&stack.frames[left..stack.len]);
-        stack.len = left;
-        stack.tally.take(&self.slot, taken.len() as u64);
-        true
+        let index = stack.pop()?;
+        stack.tally.take(&self.slot, 1);
+        Some(index)
     }
 
     /// Puts a frame back into use by others; whether there was room for it.

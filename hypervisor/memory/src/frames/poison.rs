@@ -56,10 +56,9 @@ impl FrameAllocator {
         if !cfg!(debug_assertions) {
             return self.alloc(core, owner, claim);
         }
-        let mut taken = [0];
-        self.stock.take(core, claim, &mut taken).ok()?;
-        let was_poisoned = self.states.at(taken[0]).load(Ordering::Acquire) == POISONED;
-        let pfn = self.hand_out(taken[0], owner);
+        let index = self.stock.take(core, claim)?;
+        let was_poisoned = self.states.at(index).load(Ordering::Acquire) == POISONED;
+        let pfn = self.hand_out(index, owner);
         if was_poisoned && let Err(error) = verify(tables, pfn) {
             panic!("{error}");
         }

@@ -51,8 +51,34 @@ impl Pool {
     /// Gives a frame to the pool. It is not in it already: the owner table has seen to that.
     pub fn put(&mut self, index: u32) {
         let (block, group, bit) = place(index);
-        self.bitmaps[block][group] |= bit;
-        self.recount(block, self.free[block] + 1);
+        self.put_bits(block, group, bit);
+    }
+
+    /// Gives several frames to the pool, those of one group that come one after the other at once; how many.
+    pub fn put_all(&mut self, frames: impl Iterator<Item = u32>) -> u64 {
+        let mut count = 0;
+        let mut run = None;
+        for index in frames {
+            count += 1;
+            let (block, group, bit) = place(index);
+            run = match run {
+                Some((b, g, bits)) if (b, g) == (block, group) => Some((b, g, bits | bit)),
+                Some((b, g, bits)) => {
+                    self.put_bits(b, g, bits);
+                    Some((block, group, bit))
+                }
+                None => Some((block, group, bit)),
+            };
+        }
+        if let Some((block, group, bits)) = run {
+            self.put_bits(block, group, bits);
+        }
+        count
+    }
+
+    fn put_bits(&mut self, block: usize, group: usize, bits: u32) {
+        self.bitmaps[block][group] |= bits;
+        self.recount(block, self.free[block] + bits.count_ones() as u16);
     }
 
     /// Takes a frame from one of the first `limit` blocks, if it can be from a group that is not full.

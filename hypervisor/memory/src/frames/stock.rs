@@ -18,7 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::cache::{BATCH_FRAMES, CACHE_FRAMES, CoreCache};
 use super::pool::Pool;
 use super::tally::Tally;
-use super::{Claim, Marks, MarksError, NeedFrames, Pressure};
+use super::{Claim, Marks, MarksError, Pressure};
 use crate::counters::population::{self, Population, Slot};
 use crate::lock::Lock;
 
@@ -107,35 +107,27 @@ impl Stock {
         }
     }
 
-    /// Takes as many frames as `taken` has places, all or none.
-    ///
-    /// # Errors
-    /// [`NeedFrames`] when the marks do not allow as many.
+    /// Takes a frame; `None` if the marks do not allow it.
     #[inline]
-    pub fn take(&self, core: usize, claim: Claim, taken: &mut [u32]) -> Result<(), NeedFrames> {
-        if self.caches.get(core).is_some_and(|cache| cache.take(taken)) {
-            return Ok(());
-        }
-        self.take_pooled(core, claim, taken)
+    pub fn take(&self, core: usize, claim: Claim) -> Option<u32> {
+        let cached = self.caches.get(core).and_then(CoreCache::take);
+        cached.or_else(|| self.take_pooled(core, claim))
     }
 
     #[inline(never)]
-    fn take_pooled(&self, core: usize, claim: Claim, taken: &mut [u32]) -> Result<(), NeedFrames> {
+    fn take_pooled(&self, core: usize, claim: Claim) -> Option<u32> {
         let mut guarded = self.guarded.lock();
-        let frames = taken.len() as u64;
-        self.admit(&mut guarded, frames, claim)?;
-        for place in taken {
-            *place = guarded.pool.take(usize::MAX).expect("the pool has as many frames as it counts");
-        }
-        self.count_taken(&mut guarded, frames);
+        self.admit(&mut guarded, 1, claim)?;
+        let index = guarded.pool.take(usize::MAX).expect("the pool has as many frames as it counts");
+        self.count_taken(&mut guarded, 1);
         self.refill(core, &mut guarded);
-        Ok(())
+        Some(index)
     }
 
     /// Takes a frame of one of the first `limit` blocks; `None` if there is none or the marks do not allow it.
     pub fn take_below(&self, limit: usize, claim: Claim) -> Option<u32> {
         let mut guarded = self.guarded.lock();
-        self.admit(&mut guarded, 1, claim).ok()?;
+        self.admit(&mut guarded, 1, claim)?;
         let index = self.search(&mut guarded, |pool| pool.take(limit))?;
         self.count_taken(&mut guarded, 1);
         Some(index)
@@ -157,7 +149,7 @@ impl Stock {
             .budget_least_frames
             .is_some_and(|least_frames| min_frames >= least_frames + Pool::BLOCK_FRAMES);
         if !beside_budget {
-            self.admit(&mut guarded, Pool::BLOCK_FRAMES, Claim::Guest).ok()?;
+            self.admit(&mut guarded, Pool::BLOCK_FRAMES, Claim::Guest)?;
         }
         let first = self.search(&mut guarded, Pool::take_block)?;
         if beside_budget {
@@ -185,9 +177,8 @@ impl Stock {
         let Some(cache) = self.caches.get(core) else { return };
         let mut stack = cache.stack.lock();
         if stack.room() == 0 {
-            let spilled = iter::from_fn(|| stack.pop()).take(BATCH_FRAMES);
-            spilled.for_each(|index| guarded.pool.put(index));
-            self.raise(BATCH_FRAMES as u64);
+            let spilled = guarded.pool.put_all(iter::from_fn(|| stack.pop()).take(BATCH_FRAMES));
+            self.raise(spilled);
         } else if !stack.open && self.pooled() > self.marks.low().saturating_add(REOPEN_FRAMES) {
             stack.open = true;
             guarded.open += 1;
@@ -207,20 +198,17 @@ impl Stock {
     }
 
     /// Makes sure that `frames` frames can leave the pool: either it stays above `low`, or all caches are
-    /// closed and the marks allow it.
-    fn admit(&self, guarded: &mut Guarded, frames: u64, claim: Claim) -> Result<(), NeedFrames> {
+    /// closed and the marks allow it. `None` if they do not.
+    fn admit(&self, guarded: &mut Guarded, frames: u64, claim: Claim) -> Option<()> {
         if self.pooled() > self.marks.low().saturating_add(frames) {
-            return Ok(());
+            return Some(());
         }
         self.close_caches(guarded);
         let keep = match claim {
             Claim::Guest => self.marks.min_frames.load(Ordering::Relaxed),
             Claim::Begun => 0,
         };
-        match keep.saturating_add(frames).saturating_sub(self.pooled()) {
-            0 => Ok(()),
-            missing => Err(NeedFrames(missing)),
-        }
+        (self.pooled() >= keep.saturating_add(frames)).then_some(())
     }
 
     /// Moves a batch into `core`'s cache if the pool stays above `low`; opens the cache if the pool is well
@@ -263,11 +251,7 @@ impl Stock {
                 continue;
             }
             stack.open = false;
-            let mut moved = 0;
-            while let Some(index) = stack.pop() {
-                guarded.pool.put(index);
-                moved += 1;
-            }
+            let moved = guarded.pool.put_all(iter::from_fn(|| stack.pop()));
             self.raise(moved);
         }
         guarded.open = 0;
