@@ -39,7 +39,7 @@ const BAD: &[(&str, &str, &[&str])] = &[
     (
         "a_budget_below_the_guarantees",
         "shadow_guarantee = 200\n[hypervisor]\nshadow_frames = 200",
-        &["guests.toml:6:17", "guaranteed", "give at least 244"],
+        &["guests.toml:6:17", "guaranteed", "give at least 240"],
     ),
     ("unknown_device", "devices = [\"lpt\"]", &["guests.toml:4:12", "`exit-port`"]),
     ("unknown_expectation", "expect = \"poweroff\"", &["guests.toml:4:10", "did you mean `power-off`?"]),

@@ -16,11 +16,15 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use memory::{Claim, Event, FrameAllocator, GuestId, Owner, Pfn, Pressure, TableMemory};
 
 use crate::host::Host;
-use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_PER_OPERATION, pages_min};
+use crate::mmu::{FRAMES_PER_OPERATION, Mmu, PAGES_MIN, PAGES_PER_OPERATION, STASH_MAX, pages_min};
 use crate::reclaim::Share;
 
 /// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
 pub const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
+/// Frames that a guest may hold beyond what it may keep: those that are ready for its next operations.
+pub const FRAMES_BEYOND_KEPT: u64 = STASH_MAX as u64;
+/// The smallest budget for each virtual processor, in frames: with less a guest can starve between others.
+pub const BUDGET_FRAMES_PER_VCPU: u64 = (2 * PAGES_MIN as u64 + FRAMES_BEYOND_KEPT).next_multiple_of(16);
 /// Pages reclaimed with one shoot-down.
 pub const BATCH_PAGES: u32 = 32;
 
@@ -37,6 +41,11 @@ pub trait Tenant {
     fn held_frames(&self) -> &AtomicU64;
     /// Frames that reclaim for others leaves to it.
     fn guarantee_frames(&self) -> u64;
+
+    /// Frames that no reclaim takes from it: what it may keep, and a stash.
+    fn unreclaimable_frames(&self) -> u64 {
+        self.share().kept_frames + SUPPLY_FRAMES as u64
+    }
 
     /// Its part of the cache. It may keep its guarantee, and what it needs to go on: two frames for each page.
     fn share(&self) -> Share {

@@ -23,7 +23,7 @@ use crate::trail::Trail;
 /// its links.
 pub const FRAMES_PER_OPERATION: usize = 10;
 /// Frames up to which the stash takes more: a few operations' worth.
-const STASH_MAX: usize = 4 * FRAMES_PER_OPERATION;
+pub(crate) const STASH_MAX: usize = 4 * FRAMES_PER_OPERATION;
 /// Shadow pages that one fill or change of root can create.
 pub const PAGES_PER_OPERATION: u32 = 5;
 /// Most ways that one instruction needs through the guest's tables at once, each to a page of its own: a far call through

@@ -6,21 +6,26 @@
 
 use machine::manifest::HypervisorConfig;
 use memory::Marks;
+use shadow::cache::Tenant;
 
+use super::Guest;
 use crate::host::frames;
 
 /// Frames that the hypervisor takes for each vCPU when it is made: VMCS, extended state, virtual APIC.
 const VCPU_FRAMES: u64 = 3;
 
-/// Sets the marks, once all guests have their RAM and before any of their `vcpus` is made: what those take is beside a
+/// Sets the marks, once all `guests` have their RAM and before any of their vCPUs is made: what those take is beside a
 /// budget.
-pub fn apply(config: &HypervisorConfig, vcpus: u64) {
+pub fn apply<'a>(config: &HypervisorConfig, guests: impl Iterator<Item = &'a Guest>) {
     let allocator = frames::allocator();
     let default = allocator.marks();
     let applied = match config.shadow_frames {
         Some(budget) => {
             let least = default.min_frames();
-            budget_marks(allocator.free_frames(), u64::from(budget) + VCPU_FRAMES * vcpus, least)
+            let (kept, beside) = guests.fold((0, 0), |(kept, beside), guest| {
+                (kept + guest.unreclaimable_frames(), beside + VCPU_FRAMES * u64::from(guest.vcpus()))
+            });
+            Marks::for_budget(allocator.free_frames().saturating_sub(beside), budget.into(), kept, least)
                 .and_then(|marks| allocator.set_budget(marks, least))
         }
         None => {
@@ -35,30 +40,5 @@ pub fn apply(config: &HypervisorConfig, vcpus: u64) {
     };
     if let Err(error) = applied {
         log::warn!("the manifest's marks are not used: {error}");
-    }
-}
-
-/// The marks that leave `budget_frames` of `available_frames` to the shadow
-/// pages, and never less than `least_frames` free.
-fn budget_marks(
-    available_frames: u64,
-    budget_frames: u64,
-    least_frames: u64,
-) -> Result<Marks, memory::MarksError> {
-    let min = available_frames.saturating_sub(budget_frames).max(least_frames);
-    let step = (budget_frames / 16).clamp(8, 256);
-    Marks::new(min, min + step, min + 2 * step)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_is_what_lies_between_the_mark_and_what_there_is() {
-        let marks = budget_marks(10_000, 800, 100).unwrap();
-        assert_eq!((marks.min_frames(), marks.low_frames(), marks.high_frames()), (9_200, 9_250, 9_300));
-        // A budget larger than the machine is none.
-        assert_eq!(budget_marks(10_000, 20_000, 100).unwrap().min_frames(), 100);
     }
 }

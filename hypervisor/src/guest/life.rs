@@ -66,8 +66,7 @@ pub fn start_all(core: &Core) {
     });
     let built: Vec<_> = (0..places).filter_map(|place| build(core, place)).collect();
     if let Some(payload) = PAYLOAD.get() {
-        let vcpus = built.iter().map(|(guest, _)| u64::from(guest.config.vcpus)).sum();
-        budget::apply(&payload.package.manifest.hypervisor, vcpus);
+        budget::apply(&payload.package.manifest.hypervisor, built.iter().map(|(guest, _)| &**guest));
     }
     for (guest, entry) in built {
         launch(guest, entry);

@@ -6,6 +6,7 @@ use machine::{
     load::{self, Protocol},
     manifest::{self as rules, DeviceSet, Expect, HypervisorConfig, OnEnd, Rule},
 };
+use shadow::cache::{BUDGET_FRAMES_PER_VCPU, FRAMES_BEYOND_KEPT};
 use toml::Spanned;
 
 use super::document::{Document, Guest as GuestTable, Hypervisor as HypervisorTable};
@@ -15,11 +16,6 @@ use crate::payload::{OWN_GUESTS, OwnGuest};
 
 /// Memory of the machine that is not for guests: the hypervisor, the payload, the shadow pages.
 const RESERVE_MIB: u64 = 64;
-/// With fewer frames in the shadow budget for each virtual processor, guests are stopped: reclaim leaves 42 pages of two
-/// frames each to each of them, and a guest has up to 40 frames ready for its next operation.
-const SHADOW_FRAMES_PER_VCPU_MIN: u64 = 128;
-/// What a guest can need beyond its guarantee, with which reclaim leaves it alone: frames ready for its next operation.
-const FRAMES_BEYOND_GUARANTEE: u64 = 44;
 /// Guest memory where the manifest gives none.
 const MEMORY_DEFAULT: u64 = 128 << 20;
 
@@ -184,13 +180,13 @@ impl Checker<'_> {
     /// A guest that cannot get what one operation of its shadow MMU needs is stopped: better said before it runs.
     fn shadow_budget(&mut self, table: &HypervisorTable, guests: &[Guest]) {
         let Some(budget) = &table.shadow_frames else { return };
-        let smallest = |guest: &Guest| u64::from(guest.vcpus) * SHADOW_FRAMES_PER_VCPU_MIN;
+        let smallest = |guest: &Guest| u64::from(guest.vcpus) * BUDGET_FRAMES_PER_VCPU;
         let least = guests.iter().map(smallest).sum();
         let guaranteed = guests
             .iter()
             .map(|guest| {
                 let guarantee = guest.shadow_guarantee_frames.unwrap_or(0);
-                smallest(guest).max(u64::from(guarantee) + FRAMES_BEYOND_GUARANTEE)
+                smallest(guest).max(u64::from(guarantee) + FRAMES_BEYOND_KEPT)
             })
             .sum::<u64>();
         let frames = u64::from(*budget.get_ref());
@@ -199,7 +195,7 @@ impl Checker<'_> {
         } else if frames < least {
             let what = format!(
                 "{frames} frames for shadow pages are too few: a virtual processor cannot do with fewer than \
-                 {SHADOW_FRAMES_PER_VCPU_MIN}"
+                 {BUDGET_FRAMES_PER_VCPU}"
             );
             self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
         } else if frames < guaranteed {

@@ -73,6 +73,24 @@ impl Marks {
         Self { min_frames, low_frames: min_frames + step, high_frames: min_frames + 2 * step }
     }
 
+    /// The marks that leave `budget_frames` of `available_frames` to whoever asks, and never less than `least_frames`
+    /// free. `kept_frames` of the budget cannot be reclaimed: `high` lies below what comes free of the rest, so that a
+    /// reclaim comes to its end. A sixteenth of the budget apart, from 8 to 256 frames, if there is room for that.
+    ///
+    /// # Errors
+    /// [`MarksError::Order`] where the numbers are so large that the marks cannot rise.
+    pub fn for_budget(
+        available_frames: u64,
+        budget_frames: u64,
+        kept_frames: u64,
+        least_frames: u64,
+    ) -> Result<Self, MarksError> {
+        let min_frames = available_frames.saturating_sub(budget_frames).max(least_frames);
+        let reclaimable = budget_frames.saturating_sub(kept_frames);
+        let step = (budget_frames / 16).clamp(8, 256).min(reclaimable / 4).max(1);
+        Self::new(min_frames, min_frames.saturating_add(step), min_frames.saturating_add(2 * step))
+    }
+
     /// Whether an allocator of `total_frames` can rise to the high mark.
     ///
     /// # Errors
@@ -127,6 +145,18 @@ mod tests {
             assert!(total < 3 || marks.fits(total).is_ok(), "{total} {marks:?}");
         }
         assert_eq!(Marks::for_memory(1 << 16), Marks::new(128, 256, 384).unwrap());
+    }
+
+    #[test]
+    fn a_budget_is_what_lies_between_the_mark_and_what_there_is() {
+        let marks = |available, budget, kept| Marks::for_budget(available, budget, kept, 100).unwrap();
+        assert_eq!(marks(10_000, 800, 0), Marks::new(9_200, 9_250, 9_300).unwrap());
+        // A budget larger than the machine is none.
+        assert_eq!(marks(10_000, 20_000, 0).min_frames, 100);
+        // Nearly all of it is kept: reclaim can still come to its end.
+        assert_eq!(marks(10_000, 800, 740), Marks::new(9_200, 9_215, 9_230).unwrap());
+        assert_eq!(marks(10_000, 800, 900), Marks::new(9_200, 9_201, 9_202).unwrap());
+        assert!(Marks::for_budget(u64::MAX, 0, 0, 0).is_err());
     }
 
     #[test]

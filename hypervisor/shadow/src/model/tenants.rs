@@ -93,10 +93,7 @@ impl<'a> Tenants<'a> {
     /// `counters` in turn.
     pub fn new(counters: &'a Counters, setup: Setup, guarantees: &[u64]) -> Tenants<'a> {
         let Setup { blocks, pages_max, budget_frames, policy } = setup;
-        let step = (budget_frames / 16).clamp(8, 256);
-        let marks = Marks::new(KEPT_FRAMES, KEPT_FRAMES + step, KEPT_FRAMES + 2 * step).ok();
         let writers: Vec<Writer<'a>> = (0..).map_while(|core| counters.writer(core)).collect();
-        let frames = FrameAllocator::new(&[(FIRST_FRAME, budget_frames + KEPT_FRAMES)], writers.len(), marks);
         let tables: Rc<Frames> = Rc::default();
         let guest = |(number, &guarantee_frames)| {
             let mut machine = Machine::configured(blocks, config(pages_max, 1));
@@ -110,13 +107,18 @@ impl<'a> Tenants<'a> {
                 counted: Cell::new((0, 0)),
             })
         };
+        let guests: Vec<Rc<Guest>> = (0..).zip(guarantees).map(guest).collect();
+        let kept_frames = guests.iter().map(|guest| guest.unreclaimable_frames()).sum();
+        let available_frames = budget_frames + KEPT_FRAMES;
+        let marks = Marks::for_budget(available_frames, budget_frames, kept_frames, KEPT_FRAMES).ok();
+        let frames = FrameAllocator::new(&[(FIRST_FRAME, available_frames)], writers.len(), marks);
         Tenants {
             at_rest: frames.free_frames(),
             frames,
-            tables: Rc::clone(&tables),
+            tables,
             counters,
             writers,
-            guests: (0..).zip(guarantees).map(guest).collect(),
+            guests,
             policy,
             turn: Cell::new(0),
             core: Cell::new(0),
