@@ -98,6 +98,13 @@ impl Verdict {
         lines.map(|line| serde_json::from_str(line).with_context(|| format!("is not JSON: {line}"))).collect()
     }
 
+    /// Frames that the shadow pages of all guests took when a line of [`Verdict::statistics`] was printed.
+    #[must_use]
+    pub fn shadow_frames(line: &Value) -> u64 {
+        let guests = line["guests"].as_array().into_iter().flatten();
+        guests.filter_map(|guest| guest["shadow_frames"].as_u64()).sum()
+    }
+
     /// The ticks from a guest's start to its last end.
     pub fn guest_ticks(&self, guest: &str) -> Result<u64> {
         let begin = format!("umbra: guest {guest} ended: ");

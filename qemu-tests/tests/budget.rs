@@ -140,8 +140,7 @@ fn a_guest_comes_again_beside_a_budget() -> Result<()> {
     let lives = verdict.lines_of("again").iter().filter(|line| line.contains("memory done")).count();
     ensure!(lives == 3, "{lives} lives of three");
     for line in verdict.statistics()? {
-        let guests = line["guests"].as_array().into_iter().flatten();
-        let frames: u64 = guests.filter_map(|guest| guest["shadow_frames"].as_u64()).sum();
+        let frames = Verdict::shadow_frames(&line);
         ensure!(frames <= 256, "{frames} frames in a budget of 256: {line}");
     }
     pressed(&verdict, 500)

@@ -62,7 +62,7 @@ impl Found {
         let (mut frames_max, mut frames_ever) = (0, 0);
         for line in verdict.statistics()? {
             let guests = line["guests"].as_array().context("no guests in the statistics")?;
-            let frames = guests.iter().filter_map(|guest| guest["shadow_frames"].as_u64()).sum();
+            let frames = Verdict::shadow_frames(&line);
             frames_ever = frames_ever.max(frames);
             if guests.iter().all(|guest| guest["state"] == "runs") {
                 frames_max = frames_max.max(frames);

@@ -74,10 +74,14 @@ fn host_lints() -> Result<()> {
 }
 
 fn bare_lints() -> Result<()> {
-    workspace::must_succeed(
-        with_packages(workspace::cargo().args(["clippy", "--release", "--target", BARE_METAL]), BARE)
-            .args(["--", "-D", "warnings"]),
-    )
+    let lint = |packages, features: &[&str]| {
+        let mut cargo = workspace::cargo();
+        cargo.args(["clippy", "--release", "--target", BARE_METAL]).args(features);
+        workspace::must_succeed(with_packages(&mut cargo, packages).args(["--", "-D", "warnings"]))
+    };
+    lint(BARE, &[])?;
+    // What `bench --reclaim` compares with.
+    lint(&["shadow", "hypervisor"], &["--features", "first-guest"])
 }
 
 fn image_lints() -> Result<()> {
