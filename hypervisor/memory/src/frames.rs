@@ -147,30 +147,38 @@ impl FrameAllocator {
             + regions.len() * 64
     }
 
-    /// A frame for `owner`, from `core`'s cache if it has one; `None` if the marks do not allow it.
+    /// A frame for `owner`, for a shadow page from `core`'s cache if it has one; `None` if the marks do not allow it.
     #[must_use]
     pub fn alloc(&self, core: usize, owner: Owner, claim: Claim) -> Option<Pfn> {
-        let index = self.stock.take(core, claim)?;
+        let index = self.take(core, owner, claim)?;
         Some(self.hand_out(index, owner))
     }
 
-    /// A frame below 4 GiB; `None` if there is none or the marks do not allow it.
+    fn take(&self, core: usize, owner: Owner, claim: Claim) -> Option<u32> {
+        if let Owner::Shadow(_) = owner {
+            self.stock.take(core, claim)
+        } else {
+            self.stock.take_beside(1, claim, |pool| pool.take(usize::MAX))
+        }
+    }
+
+    /// A frame below 4 GiB for `guest`'s shadow pages; `None` if there is none or the marks do not allow it.
     #[must_use]
-    pub fn alloc_below_4g(&self, owner: Owner, claim: Claim) -> Option<Pfn> {
+    pub fn alloc_below_4g(&self, guest: GuestId, claim: Claim) -> Option<Pfn> {
         let index = self.stock.take_below(self.low_blocks, claim)?;
-        Some(self.hand_out(index, owner))
+        Some(self.hand_out(index, Owner::Shadow(guest)))
     }
 
-    /// 512 contiguous frames, 2 MiB-aligned, as a [`Claim::Guest`]; the first of them. `None` if no block is
+    /// 512 contiguous frames for `guest`'s memory, 2 MiB-aligned, as a [`Claim::Guest`]; the first of them. `None` if no block is
     /// whole or the marks do not allow it.
     #[must_use]
-    pub fn alloc_block(&self, owner: Owner) -> Option<Pfn> {
-        let first = self.stock.take_block()?;
-        (first..first + BLOCK_PAGES as u32).for_each(|index| _ = self.hand_out(index, owner));
+    pub fn alloc_block(&self, guest: GuestId) -> Option<Pfn> {
+        let first = self.stock.take_beside(BLOCK_PAGES, Claim::Guest, Pool::take_block)?;
+        (first..first + BLOCK_PAGES as u32).for_each(|index| _ = self.hand_out(index, Owner::Memory(guest)));
         Some(self.map.pfn(first))
     }
 
-    /// Gives a frame back through `core`'s cache.
+    /// Gives a frame back, a shadow page's through `core`'s cache.
     ///
     /// # Errors
     /// [`FreeError`] when it is not `owner`'s.
@@ -181,19 +189,24 @@ impl FrameAllocator {
     fn free_as(&self, state: u16, core: usize, pfn: Pfn, owner: Owner) -> Result<(), FreeError> {
         let index = self.map.index(pfn).ok_or(FreeError::Absent(pfn))?;
         self.disown(index, owner, state)?;
-        self.stock.put(core, index);
+        if let Owner::Shadow(_) = owner {
+            self.stock.put(core, index);
+        } else {
+            self.stock.put_beside(1, |pool| pool.put(index));
+        }
         Ok(())
     }
 
     /// Gives back the 512 frames of the 2 MiB block that `first` begins: all or none.
     ///
     /// # Errors
-    /// [`FreeError`] for the first frame that is not `owner`'s.
-    pub fn free_block(&self, first: Pfn, owner: Owner) -> Result<(), FreeError> {
-        self.free_block_as(FREE, first, owner)
+    /// [`FreeError`] for the first frame that is not of `guest`'s memory.
+    pub fn free_block(&self, first: Pfn, guest: GuestId) -> Result<(), FreeError> {
+        self.free_block_as(FREE, first, guest)
     }
 
-    fn free_block_as(&self, state: u16, first: Pfn, owner: Owner) -> Result<(), FreeError> {
+    fn free_block_as(&self, state: u16, first: Pfn, guest: GuestId) -> Result<(), FreeError> {
+        let owner = Owner::Memory(guest);
         if !first.0.is_multiple_of(BLOCK_PAGES) {
             return Err(FreeError::Unaligned(first));
         }
@@ -205,7 +218,7 @@ impl FrameAllocator {
                 return Err(error);
             }
         }
-        self.stock.put_block(base);
+        self.stock.put_beside(BLOCK_PAGES, |pool| pool.put_block(base));
         Ok(())
     }
 
@@ -237,9 +250,9 @@ impl FrameAllocator {
         self.stock.set_marks(marks, None)
     }
 
-    /// Makes a budget of marks: single frames have what lies between what is free now and `min`. Blocks of 2 MiB are
-    /// beside it: the marks go down and up with them, but for the last `least_frames` free ones. While a block goes or
-    /// comes, [`FrameAllocator::pressure`] and the like may see the old marks with the new number; no claim does.
+    /// Makes a budget of marks: shadow pages have what lies between what is free now and `min`. What others own is beside
+    /// it: the marks go down and up with their frames, but for the last `least_frames` free ones. While such a frame goes or
+    /// comes, [`FrameAllocator::pressure`] and the like may see a number that is too high for the marks; no claim does.
     ///
     /// # Errors
     /// [`MarksError::TooHigh`] if the machine has too few frames.
@@ -383,22 +396,22 @@ mod tests {
             assert_eq!(frames.free(0, pfn, mine), Err(FreeError::Absent(pfn)));
             assert_eq!(frames.state(pfn), FrameState::Absent);
         }
-        assert_eq!(frames.free_block(Pfn(0x1001), mine), Err(FreeError::Unaligned(Pfn(0x1001))));
+        assert_eq!(frames.free_block(Pfn(0x1001), guest(1)), Err(FreeError::Unaligned(Pfn(0x1001))));
         assert_eq!(frames.free_frames(), 1000);
     }
 
     #[test]
     fn a_block_with_a_foreign_frame_is_not_freed_at_all() {
         let frames = allocator(1024, (1, 2, 3));
-        let (mine, other) = (Owner::Memory(guest(0)), Owner::Hypervisor);
-        let first = frames.alloc_block(mine).unwrap();
+        let (mine, other) = (Owner::Memory(guest(0)), Owner::Shadow(guest(0)));
+        let first = frames.alloc_block(guest(0)).unwrap();
         let inner = Pfn(first.0 + 300);
         frames.free(0, inner, mine).unwrap();
-        assert_eq!(frames.free_block(first, mine), Err(FreeError::Double(inner)));
+        assert_eq!(frames.free_block(first, guest(0)), Err(FreeError::Double(inner)));
         assert_eq!(frames.owned_by(mine), 511);
         // The other block is whole, so the frame just freed is what a core takes first.
         assert_eq!(frames.alloc(0, other, Claim::Guest), Some(inner));
-        assert_eq!(frames.free_block(first, mine), Err(FreeError::Foreign { pfn: inner, owner: other }));
+        assert_eq!(frames.free_block(first, guest(0)), Err(FreeError::Foreign { pfn: inner, owner: other }));
         assert_eq!(frames.frames_of(other).collect::<Vec<_>>(), [inner]);
     }
 
@@ -409,7 +422,7 @@ mod tests {
         for core in 0..400 {
             assert!(frames.alloc(core % 2, shadow, Claim::Guest).is_some());
         }
-        let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(Owner::Memory(guest(0)))).collect();
+        let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(guest(0))).collect();
         assert_eq!(blocks.len(), 9);
     }
 
@@ -420,7 +433,7 @@ mod tests {
         let taken: Vec<_> = (0..576).map(|_| frames.alloc(0, shadow, Claim::Begun).unwrap()).collect();
         taken.iter().for_each(|&pfn| frames.free(0, pfn, shadow).unwrap());
         // Core 0's cache now holds frames of the only whole block.
-        let block = frames.alloc_block(Owner::Memory(guest(0))).unwrap();
+        let block = frames.alloc_block(guest(0)).unwrap();
         assert_eq!(block, Pfn(0x1000));
         assert!((0..64).all(|_| frames.alloc(1, shadow, Claim::Begun).is_some()));
         assert_eq!(frames.free_frames(), 0);
@@ -430,11 +443,11 @@ mod tests {
     fn frames_below_4g_are_found_and_spared() {
         let regions = [(Pfn(FOUR_GIB.0 - 512), 512), (FOUR_GIB, 512)];
         let frames = FrameAllocator::new(&regions, 1, Some(Marks::new(0, 1, 2).unwrap()));
-        let owner = Owner::Hypervisor;
+        let owner = Owner::Shadow(guest(0));
         let single = frames.alloc(0, owner, Claim::Guest).unwrap();
         assert!(single >= FOUR_GIB);
-        assert!((0..512).all(|_| frames.alloc_below_4g(owner, Claim::Guest).unwrap() < FOUR_GIB));
-        assert_eq!(frames.alloc_below_4g(owner, Claim::Guest), None);
+        assert!((0..512).all(|_| frames.alloc_below_4g(guest(0), Claim::Guest).unwrap() < FOUR_GIB));
+        assert_eq!(frames.alloc_below_4g(guest(0), Claim::Guest), None);
         assert_eq!(frames.free_frames(), 511);
     }
 
@@ -468,36 +481,49 @@ mod tests {
     #[test]
     fn blocks_are_beside_a_budget() {
         let frames = allocator(8 * 512, (1, 2, 3));
-        let (ram, shadow) = (Owner::Memory(guest(0)), Owner::Shadow(guest(0)));
-        let first = frames.alloc_block(ram).unwrap();
+        let shadow = Owner::Shadow(guest(0));
+        let first = frames.alloc_block(guest(0)).unwrap();
         // 100 of the 3584 that are free are the budget.
         frames.set_budget(Marks::new(3484, 3490, 3496).unwrap(), 50).unwrap();
         let taken: Vec<_> = core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).take(60).collect();
         assert_eq!((frames.pressure(), taken.len()), (Pressure::Plenty, 60));
         // A guest ends: its RAM is free, and the budget what it was.
-        frames.free_block(first, ram).unwrap();
+        frames.free_block(first, guest(0)).unwrap();
         assert_eq!((frames.free_frames(), frames.marks().min_frames()), (4036, 3996));
         // Others come, as many as there are blocks but for one that is broken.
-        let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(ram)).collect();
+        let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(guest(0))).collect();
         assert_eq!((blocks.len(), frames.marks().min_frames()), (7, 3996 - 7 * 512));
         let more = core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).count();
         assert_eq!(more, 40, "the budget is what it was");
-        assert_eq!(frames.alloc_block(ram), None);
-        blocks.into_iter().for_each(|block| frames.free_block(block, ram).unwrap());
+        assert_eq!(frames.alloc_block(guest(0)), None);
+        blocks.into_iter().for_each(|block| frames.free_block(block, guest(0)).unwrap());
         assert_eq!(frames.marks().min_frames(), 3996);
+    }
+
+    #[test]
+    fn single_frames_of_others_are_beside_a_budget() {
+        let frames = allocator(8 * 512, (1, 2, 3));
+        let (vcpu, shadow) = (Owner::Hypervisor, Owner::Shadow(guest(0)));
+        let early = frames.alloc(0, vcpu, Claim::Begun).unwrap();
+        frames.set_budget(Marks::new(3995, 4000, 4010).unwrap(), 50).unwrap();
+        let late = frames.alloc(0, vcpu, Claim::Begun).unwrap();
+        for pfn in [early, late] {
+            frames.free(1, pfn, vcpu).unwrap();
+        }
+        assert_eq!((frames.free_frames(), frames.marks().min_frames()), (4096, 3996));
+        assert_eq!(core::iter::from_fn(|| frames.alloc(0, shadow, Claim::Guest)).count(), 100);
     }
 
     #[test]
     fn a_block_out_of_the_budget_comes_back_into_it() {
         let frames = allocator(8 * 512, (1, 2, 3));
-        let ram = Owner::Memory(guest(0));
         // All that is free is the budget: blocks can come out of nothing else.
         let marks = Marks::new(50, 60, 70).unwrap();
         frames.set_budget(marks, 50).unwrap();
         for _ in 0..3 {
-            let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(ram)).collect();
+            let blocks: Vec<_> = core::iter::from_fn(|| frames.alloc_block(guest(0))).collect();
             assert_eq!(blocks.len(), 7);
-            blocks.into_iter().for_each(|block| frames.free_block(block, ram).unwrap());
+            blocks.into_iter().for_each(|block| frames.free_block(block, guest(0)).unwrap());
             assert_eq!((frames.marks(), frames.free_frames()), (marks, 8 * 512));
         }
     }
@@ -532,13 +558,13 @@ mod tests {
     #[test]
     fn raised_marks_call_in_what_the_caches_hold() {
         let frames = allocator(1000, (1, 2, 3));
-        let pfn = [0, 1].map(|core| frames.alloc(core, Owner::Hypervisor, Claim::Guest).unwrap());
+        let pfn = [0, 1].map(|core| frames.alloc(core, Owner::Shadow(guest(0)), Claim::Guest).unwrap());
         assert_eq!(frames.stock.shared_number(), 1000 - 2 - 2 * BATCH_FRAMES as u64);
         frames.set_marks(Marks::new(900, 990, 998).unwrap()).unwrap();
         assert_eq!((frames.stock.shared_number(), frames.pressure()), (998, Pressure::Plenty));
         assert_eq!((frames.free_frames(), frames.shortfall_frames()), (998, 0));
         // And they stay closed.
-        frames.free(0, pfn[0], Owner::Hypervisor).unwrap();
+        frames.free(0, pfn[0], Owner::Shadow(guest(0))).unwrap();
         assert_eq!(frames.stock.shared_number(), 999);
     }
 
@@ -546,11 +572,11 @@ mod tests {
     fn between_the_marks_the_caches_count_too() {
         let frames = allocator(1000, (100, 200, 900));
         let taken: Vec<_> =
-            (0..150).map(|_| frames.alloc(0, Owner::Hypervisor, Claim::Guest).unwrap()).collect();
+            (0..150).map(|_| frames.alloc(0, Owner::Shadow(guest(0)), Claim::Guest).unwrap()).collect();
         assert!(frames.stock.shared_number() < 850);
         assert_eq!((frames.free_frames(), frames.shortfall_frames()), (850, 50));
         for pfn in taken {
-            frames.free(1, pfn, Owner::Hypervisor).unwrap();
+            frames.free(1, pfn, Owner::Shadow(guest(0))).unwrap();
         }
         assert_eq!((frames.free_frames(), frames.shortfall_frames()), (1000, 0));
     }

@@ -41,7 +41,7 @@ pub mod count {
 mod tests {
     use super::count::acquisitions;
     use super::*;
-    use crate::{Claim, Counters, FrameAllocator, Owner, Pfn, Population};
+    use crate::{Claim, Counters, FrameAllocator, GuestId, Owner, Pfn, Population};
 
     #[test]
     fn the_query_takes_no_lock() {
@@ -49,15 +49,16 @@ mod tests {
         counters.writer(1).unwrap().shadow_page_allocated();
         assert_eq!(acquisitions(|| counters.shadow_pages()), (Population::Exact(1), 0));
 
+        let shadow = Owner::Shadow(GuestId::new(0).unwrap());
         let frames = FrameAllocator::new(&[(Pfn(0), 2048)], 2, None);
         // The counter does count: a frame cannot be had without a lock.
-        let (pfn, taken) = acquisitions(|| frames.alloc(0, Owner::Hypervisor, Claim::Guest));
+        let (pfn, taken) = acquisitions(|| frames.alloc(0, shadow, Claim::Guest));
         assert!(pfn.is_some() && taken > 0);
         assert_eq!(acquisitions(|| frames.free_frames()), (2047, 0));
         assert_eq!(acquisitions(|| frames.pressure()).1, 0);
         assert_eq!(acquisitions(|| frames.shortfall_frames()), (0, 0));
         // Nor at the marks, where all frames are in the pool.
-        while frames.alloc(1, Owner::Hypervisor, Claim::Guest).is_some() {}
+        while frames.alloc(1, shadow, Claim::Guest).is_some() {}
         let min_frames = frames.marks().min_frames();
         assert_eq!(acquisitions(|| frames.free_frames()), (min_frames, 0));
         assert_eq!(acquisitions(|| frames.pressure()).1, 0);

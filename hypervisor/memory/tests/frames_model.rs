@@ -2,7 +2,7 @@
 #![cfg(not(loom))]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use memory::{Claim, FrameAllocator, FreeError, GuestId, Marks, Owner, Pfn, Pressure};
 use proptest::prelude::*;
@@ -24,12 +24,12 @@ enum Step {
         times: usize,
     },
     AllocLow {
-        owner: Owner,
+        guest: u16,
         claim: Claim,
         times: usize,
     },
     AllocBlock {
-        owner: Owner,
+        guest: u16,
     },
     Free {
         core: usize,
@@ -55,6 +55,11 @@ enum Step {
     SetMarks {
         above: u64,
     },
+    /// The same, and what is not a shadow page's is beside it.
+    SetBudget {
+        above: u64,
+        least: u64,
+    },
 }
 
 fn owners() -> impl Strategy<Value = Owner> {
@@ -75,9 +80,9 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (core.clone(), owners(), claims(), 1usize..300)
             .prop_map(|(core, owner, claim, times)| Step::Alloc { core, owner, claim, times }),
-        1 => (owners(), claims(), 1usize..100)
-            .prop_map(|(owner, claim, times)| Step::AllocLow { owner, claim, times }),
-        2 => owners().prop_map(|owner| Step::AllocBlock { owner }),
+        1 => (0u16..3, claims(), 1usize..100)
+            .prop_map(|(guest, claim, times)| Step::AllocLow { guest, claim, times }),
+        2 => (0u16..3).prop_map(|guest| Step::AllocBlock { guest }),
         5 => (core.clone(), any::<usize>(), 1usize..400)
             .prop_map(|(core, pick, times)| Step::Free { core, pick, times }),
         1 => (core.clone(), any::<usize>()).prop_map(|(core, pick)| Step::FreeTwice { core, pick }),
@@ -85,6 +90,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => (core, any::<u64>()).prop_map(|(core, pfn)| Step::FreeAbsent { core, pfn }),
         2 => any::<usize>().prop_map(|pick| Step::FreeBlock { pick }),
         1 => prop_oneof![0u64..300, Just(u64::MAX)].prop_map(|above| Step::SetMarks { above }),
+        1 => (0u64..300, 1u64..600).prop_map(|(above, least)| Step::SetBudget { above, least }),
     ]
 }
 
@@ -93,13 +99,19 @@ fn marks(min_frames: u64) -> Marks {
     Marks::new(min_frames, min_frames + 10, min_frames + 40).unwrap()
 }
 
+/// A budget: how far the `min` mark follows what is taken beside it, and what has been taken out of it for all that.
+struct Budget {
+    least: u64,
+    owed: u64,
+}
+
 /// Every frame there is, and whose it is; the `min` mark.
-struct Model(BTreeMap<Pfn, Option<Owner>>, u64);
+struct Model(BTreeMap<Pfn, Option<Owner>>, u64, Option<Budget>);
 
 impl Model {
     fn new() -> Self {
         let frames = REGIONS.iter().flat_map(|&(first, pages)| first.0..first.0 + pages);
-        Self(frames.map(|pfn| (Pfn(pfn), None)).collect(), MIN_FRAMES)
+        Self(frames.map(|pfn| (Pfn(pfn), None)).collect(), MIN_FRAMES, None)
     }
 
     fn free(&self) -> u64 {
@@ -109,6 +121,33 @@ impl Model {
     fn allows(&self, frames: u64, claim: Claim) -> bool {
         let kept = if claim == Claim::Guest { self.1 } else { 0 };
         self.free() >= frames + kept
+    }
+
+    /// Whether `owner` gets them, if they are there.
+    fn grants(&self, frames: u64, claim: Claim, owner: Owner) -> bool {
+        self.allows(frames, claim) || self.is_beside(frames, owner)
+    }
+
+    fn is_beside(&self, frames: u64, owner: Owner) -> bool {
+        !matches!(owner, Owner::Shadow(_))
+            && self.2.as_ref().is_some_and(|budget| self.1 >= budget.least + frames)
+    }
+
+    /// The marks follow what is taken and given back beside a budget.
+    fn taken(&mut self, frames: u64, owner: Owner) {
+        if self.is_beside(frames, owner) {
+            self.1 -= frames;
+        } else if let (Some(budget), false) = (&mut self.2, matches!(owner, Owner::Shadow(_))) {
+            budget.owed += frames;
+        }
+    }
+
+    fn given_back(&mut self, frames: u64, owner: Owner) {
+        if let (Some(budget), false) = (&mut self.2, matches!(owner, Owner::Shadow(_))) {
+            let owed = budget.owed.min(frames);
+            budget.owed -= owed;
+            self.1 += frames - owed;
+        }
     }
 
     fn pressure(&self) -> Pressure {
@@ -147,24 +186,29 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
         Step::Alloc { core, owner, claim, times } => {
             for _ in 0..times {
                 let pfn = frames.alloc(core, owner, claim);
-                assert_eq!(pfn.is_some(), model.allows(1, claim));
+                assert_eq!(pfn.is_some(), model.free() > 0 && model.grants(1, claim, owner));
                 let Some(pfn) = pfn else { break };
+                model.taken(1, owner);
                 model.hand_out(pfn, owner);
             }
         }
-        Step::AllocLow { owner, claim, times } => {
+        Step::AllocLow { guest, claim, times } => {
+            let guest = GuestId::new(guest).unwrap();
             for _ in 0..times {
-                let pfn = frames.alloc_below_4g(owner, claim);
+                let pfn = frames.alloc_below_4g(guest, claim);
                 assert_eq!(pfn.is_some(), model.allows(1, claim) && model.has_low());
                 let Some(pfn) = pfn else { break };
                 assert!(pfn.0 < FOUR_GIB);
-                model.hand_out(pfn, owner);
+                model.hand_out(pfn, Owner::Shadow(guest));
             }
         }
-        Step::AllocBlock { owner } => {
-            let first = frames.alloc_block(owner);
-            assert_eq!(first.is_some(), model.allows(512, Claim::Guest) && model.has_whole_block());
+        Step::AllocBlock { guest } => {
+            let guest = GuestId::new(guest).unwrap();
+            let owner = Owner::Memory(guest);
+            let first = frames.alloc_block(guest);
+            assert_eq!(first.is_some(), model.grants(512, Claim::Guest, owner) && model.has_whole_block());
             let Some(first) = first else { return };
+            model.taken(512, owner);
             assert_eq!(first.0 % 512, 0);
             (0..512).for_each(|i| model.hand_out(Pfn(first.0 + i), owner));
         }
@@ -172,6 +216,7 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
             for i in 0..times {
                 let Some((pfn, owner)) = model.held(pick.wrapping_add(i * 7)) else { break };
                 assert_eq!(frames.free(core, pfn, owner), Ok(()));
+                model.given_back(1, owner);
                 model.0.insert(pfn, None);
             }
         }
@@ -179,6 +224,7 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
             let Some((pfn, owner)) = model.held(pick) else { return };
             assert_eq!(frames.free(core, pfn, owner), Ok(()));
             assert_eq!(frames.free((core + 1) % CORES, pfn, owner), Err(FreeError::Double(pfn)));
+            model.given_back(1, owner);
             model.0.insert(pfn, None);
         }
         Step::FreeForeign { core, pick } => {
@@ -194,16 +240,24 @@ fn apply(frames: &FrameAllocator, model: &mut Model, step: Step) {
         }
         Step::FreeBlock { pick } => {
             let Some((pfn, owner)) = model.held(pick) else { return };
+            let Owner::Memory(guest) = owner else { return };
             let first = Pfn(pfn.0 & !511);
             let whole = model.block_is(first, Some(owner));
-            assert_eq!(frames.free_block(first, owner).is_ok(), whole);
+            assert_eq!(frames.free_block(first, guest).is_ok(), whole);
             if whole {
+                model.given_back(512, owner);
                 (0..512).for_each(|i| _ = model.0.insert(Pfn(first.0 + i), None));
             }
         }
         Step::SetMarks { above } => {
             model.1 = model.free().saturating_sub(above).clamp(MIN_FRAMES, frames.total_frames() - 41);
+            model.2 = None;
             frames.set_marks(marks(model.1)).unwrap();
+        }
+        Step::SetBudget { above, least } => {
+            model.1 = model.free().saturating_sub(above).clamp(MIN_FRAMES, frames.total_frames() - 41);
+            model.2 = Some(Budget { least, owed: 0 });
+            frames.set_budget(marks(model.1), least).unwrap();
         }
     }
 }
@@ -317,6 +371,51 @@ fn cores_at_once_near_the_mark_are_refused_nothing_that_is_theirs() {
     assert_eq!((frames.free_frames(), frames.pressure()), (MIN_FRAMES, Pressure::Min));
     let late = frames.alloc(0, Owner::Hypervisor, Claim::Guest);
     assert_eq!(late, None);
+}
+
+/// Guests' memory comes and goes beside a budget while cores take up nearly all of it: nobody is refused, and nobody who
+/// looks finds a mark reached.
+#[test]
+fn memory_that_comes_and_goes_disturbs_no_budget() {
+    const CORES: usize = 2;
+    const SHARE: usize = 100;
+    const BUDGET: u64 = (CORES * SHARE) as u64 + 20;
+    const BLOCKS: u64 = 16;
+    let frames = FrameAllocator::new(&[(Pfn(0x400), BLOCKS * 512)], CORES, None);
+    let min_frames = BLOCKS * 512 - BUDGET;
+    frames.set_budget(Marks::new(min_frames, min_frames + 5, min_frames + 10).unwrap(), 100).unwrap();
+    let (left, frames) = (AtomicUsize::new(CORES), &frames);
+    let (refused, pressed) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for core in 0..CORES {
+            let (left, refused, pressed) = (&left, &refused, &pressed);
+            scope.spawn(move || {
+                let owner = Owner::Shadow(GuestId::new(core as u16).unwrap());
+                for round in 0..2_000 {
+                    let take = (0..SHARE - round % 7).map(|_| frames.alloc(core, owner, Claim::Guest));
+                    let taken: Vec<_> = take.collect();
+                    refused.fetch_or(taken.contains(&None), Ordering::Relaxed);
+                    for pfn in taken.into_iter().flatten() {
+                        let low = frames.pressure() != Pressure::Plenty || frames.shortfall_frames() > 0;
+                        pressed.fetch_or(low, Ordering::Relaxed);
+                        frames.free(core, pfn, owner).unwrap();
+                    }
+                }
+                left.fetch_sub(1, Ordering::Release);
+            });
+        }
+        let ram = GuestId::new(7).unwrap();
+        let mut random = 1_u64;
+        while left.load(Ordering::Acquire) > 0 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let goal = (random >> 33) % (BLOCKS - 4);
+            let blocks: Vec<_> = (0..goal).map_while(|_| frames.alloc_block(ram)).collect();
+            blocks.into_iter().for_each(|first| frames.free_block(first, ram).unwrap());
+        }
+    });
+    assert!(!refused.into_inner(), "a claim that was due was refused");
+    assert!(!pressed.into_inner(), "a mark was reached, to somebody who looked");
+    assert_eq!((frames.marks().min_frames(), frames.free_frames()), (min_frames, BLOCKS * 512));
 }
 
 /// Frames that idle in many caches, and cores that take all there is at once: together they get what lies above

@@ -245,10 +245,10 @@ fn release<H: Host>(mmu: &mut Mmu, host: &H) {
 #[cold]
 fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), Starved> {
     let owner = Owner::Shadow(tenant.id());
-    let frame = cache.frames().alloc_below_4g(owner, Claim::Guest).or_else(|| {
+    let frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Guest).or_else(|| {
         cache.shrink();
         // There may be many free frames, and few of these: the next one is worth more than the mark.
-        cache.frames().alloc_below_4g(owner, Claim::Begun)
+        cache.frames().alloc_below_4g(tenant.id(), Claim::Begun)
     });
     let frame = frame.ok_or(Starved)?;
     cache.with(tenant, |mmu, _| {

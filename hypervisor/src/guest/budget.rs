@@ -1,8 +1,8 @@
 //! The frame allocator's marks as the manifest wants them, and the shadow budget among them.
 //!
 //! A budget (`shadow_frames`) is made by the marks alone: all frames but the budget's count as kept, so that claims
-//! fail and reclaim starts as if the machine were that small. What is free changes with the RAM of every guest that comes
-//! or goes, and the allocator moves the marks with it.
+//! fail and reclaim starts as if the machine were that small. What is free changes with the RAM and the vCPUs of every
+//! guest that comes or goes, and the allocator moves the marks with it.
 
 use machine::manifest::HypervisorConfig;
 use memory::Marks;
@@ -11,21 +11,15 @@ use shadow::cache::Tenant;
 use super::Guest;
 use crate::host::frames;
 
-/// Frames that the hypervisor takes for each vCPU when it is made: VMCS, extended state, virtual APIC.
-const VCPU_FRAMES: u64 = 3;
-
-/// Sets the marks, once all `guests` have their RAM and before any of their vCPUs is made: what those take is beside a
-/// budget.
+/// Sets the marks, once all `guests` have their RAM.
 pub fn apply<'a>(config: &HypervisorConfig, guests: impl Iterator<Item = &'a Guest>) {
     let allocator = frames::allocator();
     let default = allocator.marks();
     let applied = match config.shadow_frames {
         Some(budget) => {
             let least = default.min_frames();
-            let (kept, beside) = guests.fold((0, 0), |(kept, beside), guest| {
-                (kept + guest.unreclaimable_frames(), beside + VCPU_FRAMES * u64::from(guest.vcpus()))
-            });
-            Marks::for_budget(allocator.free_frames().saturating_sub(beside), budget.into(), kept, least)
+            let kept = guests.map(Tenant::unreclaimable_frames).sum();
+            Marks::for_budget(allocator.free_frames(), budget.into(), kept, least)
                 .and_then(|marks| allocator.set_budget(marks, least))
         }
         None => {

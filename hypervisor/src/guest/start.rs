@@ -171,11 +171,11 @@ fn allocate(id: GuestId, memory_bytes: u64) -> Result<GuestRam, StartError> {
     let allocator = frames::allocator();
     let mut blocks = Vec::new();
     for gfn in block_gfns(memory_bytes) {
-        let Some(pfn) = allocator.alloc_block(Owner::Memory(id)) else {
+        let Some(pfn) = allocator.alloc_block(id) else {
             let free_mib = allocator.free_frames() >> 8;
             for (_, pfn) in blocks {
                 // Just allocated to this owner.
-                let _ = allocator.free_block(pfn, Owner::Memory(id));
+                let _ = allocator.free_block(pfn, id);
             }
             return Err(StartError::Memory { wanted_mib: memory_bytes >> 20, free_mib });
         };
@@ -261,7 +261,7 @@ fn model(host: &Host, config: &GuestConfig, id: GuestId) -> Result<CpuModel, Sta
 fn free_blocks(core: &Core, id: GuestId, blocks: impl Iterator<Item = Pfn>) {
     let allocator = frames::allocator();
     for first in blocks {
-        if let Err(error) = allocator.free_block_poisoned(&DirectMap, first, Owner::Memory(id)) {
+        if let Err(error) = allocator.free_block_poisoned(&DirectMap, first, id) {
             panic!("{error} (core {})", core.index);
         }
     }

@@ -86,6 +86,7 @@ impl Marks {
         least_frames: u64,
     ) -> Result<Self, MarksError> {
         let min_frames = available_frames.saturating_sub(budget_frames).max(least_frames);
+        let budget_frames = available_frames.saturating_sub(min_frames);
         let reclaimable = budget_frames.saturating_sub(kept_frames);
         let step = (budget_frames / 16).clamp(8, 256).min(reclaimable / 4).max(1);
         Self::new(min_frames, min_frames.saturating_add(step), min_frames.saturating_add(2 * step))
@@ -156,6 +157,7 @@ mod tests {
         // Nearly all of it is kept: reclaim can still come to its end.
         assert_eq!(marks(10_000, 800, 740), Marks::new(9_200, 9_215, 9_230).unwrap());
         assert_eq!(marks(10_000, 800, 900), Marks::new(9_200, 9_201, 9_202).unwrap());
+        assert_eq!(marks(1_000, 20_000, 840), Marks::new(100, 115, 130).unwrap());
         assert!(Marks::for_budget(u64::MAX, 0, 0, 0).is_err());
     }
 

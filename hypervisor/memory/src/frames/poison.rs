@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use super::{Claim, FREE, FrameAllocator, FreeError, Owner, POISONED};
+use super::{Claim, FREE, FrameAllocator, FreeError, GuestId, Owner, POISONED};
 use crate::access::TableMemory;
 use crate::address::{BLOCK_PAGES, Pfn};
 
@@ -56,7 +56,7 @@ impl FrameAllocator {
         if !cfg!(debug_assertions) {
             return self.alloc(core, owner, claim);
         }
-        let index = self.stock.take(core, claim)?;
+        let index = self.take(core, owner, claim)?;
         let was_poisoned = self.states.at(index).load(Ordering::Acquire) == POISONED;
         let pfn = self.hand_out(index, owner);
         if was_poisoned && let Err(error) = verify(tables, pfn) {
@@ -86,20 +86,21 @@ impl FrameAllocator {
     /// [`FrameAllocator::free_block`]; in debug builds its frames are filled with [`POISON`] first.
     ///
     /// # Errors
-    /// [`FreeError`] for the first frame that is not `owner`'s: then none is filled.
+    /// [`FreeError`] for the first frame that is not of `guest`'s memory: then none is filled.
     pub fn free_block_poisoned(
         &self,
         tables: &impl TableMemory,
         first: Pfn,
-        owner: Owner,
+        guest: GuestId,
     ) -> Result<(), FreeError> {
+        let owner = Owner::Memory(guest);
         let frames = || (first.0..first.0.saturating_add(BLOCK_PAGES)).map(Pfn);
         let whole = first.0.is_multiple_of(BLOCK_PAGES);
         if !cfg!(debug_assertions) || !whole || frames().any(|pfn| self.owner(pfn) != Some(owner)) {
-            return self.free_block_as(FREE, first, owner);
+            return self.free_block_as(FREE, first, guest);
         }
         frames().for_each(|pfn| tables.fill(pfn, POISON));
-        self.free_block_as(POISONED, first, owner)
+        self.free_block_as(POISONED, first, guest)
     }
 }
 
@@ -181,13 +182,13 @@ mod tests {
     fn a_blocks_frames_are_watched_one_by_one() {
         let frames = FrameAllocator::new(&[(Pfn(0x200), 512)], 1, Some(Marks::new(0, 1, 2).unwrap()));
         let tables = Tables::default();
-        let block = frames.alloc_block(SHADOW).unwrap();
-        frames.free_block_poisoned(&tables, block, SHADOW).unwrap();
+        let block = frames.alloc_block(GuestId::new(0).unwrap()).unwrap();
+        frames.free_block_poisoned(&tables, block, GuestId::new(0).unwrap()).unwrap();
         assert!(block.0 == 0x200 && tables.load(Pfn(0x3ff), 511) == POISON);
         let taken = || frames.alloc_checked(&tables, 0, SHADOW, Claim::Begun);
         assert_eq!(core::iter::from_fn(taken).count(), 512);
         assert_eq!(
-            frames.free_block_poisoned(&tables, Pfn(0x201), SHADOW),
+            frames.free_block_poisoned(&tables, Pfn(0x201), GuestId::new(0).unwrap()),
             Err(FreeError::Unaligned(Pfn(0x201)))
         );
     }

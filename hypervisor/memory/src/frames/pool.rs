@@ -45,8 +45,6 @@ impl Pool {
 
     /// Heap bytes for each block.
     pub const BYTES_PER_BLOCK: usize = 4 * GROUPS + 2 + 1;
-    /// Frames in a block.
-    pub const BLOCK_FRAMES: u64 = BLOCK_PAGES;
 
     /// Gives a frame to the pool. It is not in it already: the owner table has seen to that.
     pub fn put(&mut self, index: u32) {

@@ -44,33 +44,34 @@ struct SharedMarks {
 
 impl SharedMarks {
     fn store(&self, marks: Marks) {
-        self.min_frames.store(marks.min_frames(), Ordering::Relaxed);
-        self.low_frames.store(marks.low_frames(), Ordering::Relaxed);
-        self.high_frames.store(marks.high_frames(), Ordering::Relaxed);
+        self.min_frames.store(marks.min_frames(), Ordering::Release);
+        self.low_frames.store(marks.low_frames(), Ordering::Release);
+        self.high_frames.store(marks.high_frames(), Ordering::Release);
     }
 
     /// Moves all three, under the pool's lock.
     fn shift(&self, by: impl Fn(u64) -> u64) {
         for mark in [&self.min_frames, &self.low_frames, &self.high_frames] {
-            mark.store(by(mark.load(Ordering::Relaxed)), Ordering::Relaxed);
+            mark.store(by(mark.load(Ordering::Relaxed)), Ordering::Release);
         }
     }
 
     fn low(&self) -> u64 {
-        self.low_frames.load(Ordering::Relaxed)
+        self.low_frames.load(Ordering::Acquire)
     }
 }
 
-/// The pool, with what its lock guards beside it.
+/// The pool, with what its lock guards beside it, away from what every claim reads.
+#[repr(align(128))]
 struct Guarded {
     pool: Pool,
     tally: Tally,
     /// Caches that are open.
     open: usize,
-    /// The marks are a budget: they move with each block that is taken or put back, but `min` not below this.
+    /// The marks are a budget: they move with what is taken and put back beside it, but `min` not below this.
     budget_least_frames: Option<u64>,
-    /// Blocks that were taken out of the budget for all that: as many come back without moving the marks.
-    blocks_of_budget: u64,
+    /// Frames that were taken out of the budget for all that: as many come back without moving the marks.
+    owed_to_budget: u64,
 }
 
 /// All free frames.
@@ -100,14 +101,14 @@ impl Stock {
                 tally: Tally::default(),
                 open: 0,
                 budget_least_frames: None,
-                blocks_of_budget: 0,
+                owed_to_budget: 0,
             }),
             caches: (0..cores).map(|_| CoreCache::new()).collect(),
             total_frames,
         }
     }
 
-    /// Takes a frame; `None` if the marks do not allow it.
+    /// Takes a frame, the budget's if there is one; `None` if the marks do not allow it.
     #[inline]
     pub fn take(&self, core: usize, claim: Claim) -> Option<u32> {
         let cached = self.caches.get(core).and_then(CoreCache::take);
@@ -124,7 +125,7 @@ impl Stock {
         Some(index)
     }
 
-    /// Takes a frame of one of the first `limit` blocks; `None` if there is none or the marks do not allow it.
+    /// The same from one of the first `limit` blocks; `None` also if there is none.
     pub fn take_below(&self, limit: usize, claim: Claim) -> Option<u32> {
         let mut guarded = self.guarded.lock();
         self.admit(&mut guarded, 1, claim)?;
@@ -141,23 +142,28 @@ impl Stock {
         })
     }
 
-    /// Takes a whole block; its first frame. Under a budget it is not the budget's: the marks go down with what is free.
-    pub fn take_block(&self) -> Option<u32> {
+    /// Takes `frames` frames, the first of which `find` finds in the pool. Under a budget they are not the budget's, as long
+    /// as there are others: the marks go down with what is free. `None` if there are none or the marks do not allow it.
+    pub fn take_beside(
+        &self,
+        frames: u64,
+        claim: Claim,
+        find: impl Fn(&mut Pool) -> Option<u32>,
+    ) -> Option<u32> {
         let mut guarded = self.guarded.lock();
         let min_frames = self.marks.min_frames.load(Ordering::Relaxed);
-        let beside_budget = guarded
-            .budget_least_frames
-            .is_some_and(|least_frames| min_frames >= least_frames + Pool::BLOCK_FRAMES);
+        let beside_budget =
+            guarded.budget_least_frames.is_some_and(|least_frames| min_frames >= least_frames + frames);
         if !beside_budget {
-            self.admit(&mut guarded, Pool::BLOCK_FRAMES, Claim::Guest)?;
+            self.admit(&mut guarded, frames, claim)?;
         }
-        let first = self.search(&mut guarded, Pool::take_block)?;
+        let first = self.search(&mut guarded, find)?;
         if beside_budget {
-            self.marks.shift(|mark| mark - Pool::BLOCK_FRAMES);
+            self.marks.shift(|mark| mark - frames);
         } else if guarded.budget_least_frames.is_some() {
-            guarded.blocks_of_budget += 1;
+            guarded.owed_to_budget += frames;
         }
-        self.count_taken(&mut guarded, Pool::BLOCK_FRAMES);
+        self.count_taken(&mut guarded, frames);
         Some(first)
     }
 
@@ -185,15 +191,15 @@ impl Stock {
         }
     }
 
-    /// Puts a whole block back by its first frame.
-    pub fn put_block(&self, first: u32) {
+    /// Puts `frames` frames back that were taken beside a budget; `give` gives them to the pool.
+    pub fn put_beside(&self, frames: u64, give: impl FnOnce(&mut Pool)) {
         let mut guarded = self.guarded.lock();
-        guarded.pool.put_block(first);
-        self.count_put(&mut guarded, Pool::BLOCK_FRAMES);
-        if guarded.blocks_of_budget > 0 {
-            guarded.blocks_of_budget -= 1;
-        } else if guarded.budget_least_frames.is_some() {
-            self.marks.shift(|mark| mark + Pool::BLOCK_FRAMES);
+        give(&mut guarded.pool);
+        self.count_put(&mut guarded, frames);
+        if guarded.budget_least_frames.is_some() {
+            let owed = frames.min(guarded.owed_to_budget);
+            guarded.owed_to_budget -= owed;
+            self.marks.shift(|mark| mark + frames - owed);
         }
     }
 
@@ -277,6 +283,19 @@ impl Stock {
         self.pooled.frames.load(Ordering::Acquire)
     }
 
+    /// The number of frames in the pool and a `low` mark of the same time, without the lock. While frames come or go beside
+    /// a budget, it may be a number that is too high for the mark, never one that is too low.
+    fn pooled_and_low(&self) -> (u64, u64) {
+        let mut low = self.marks.low();
+        loop {
+            let pooled = self.pooled();
+            let before = core::mem::replace(&mut low, self.marks.low());
+            if low == before {
+                return (pooled, low);
+            }
+        }
+    }
+
     /// The number that all cores read: it changes by batches alone while plenty is free.
     #[cfg(test)]
     pub fn shared_number(&self) -> u64 {
@@ -291,8 +310,8 @@ impl Stock {
 
     /// Free frames; see [`super::FrameAllocator::free_frames`].
     pub fn free_frames(&self) -> u64 {
-        let pooled = self.pooled();
-        if pooled <= self.marks.low() {
+        let (pooled, low) = self.pooled_and_low();
+        if pooled <= low {
             return pooled;
         }
         match self.in_use() {
@@ -310,8 +329,8 @@ impl Stock {
     /// How the free count stands to the marks: exactly, since the pool holds all free frames at `low` and
     /// below.
     pub fn pressure(&self) -> Pressure {
-        let pooled = self.pooled();
-        if pooled > self.marks.low() {
+        let (pooled, low) = self.pooled_and_low();
+        if pooled > low {
             Pressure::Plenty
         } else if pooled > self.marks.min_frames.load(Ordering::Relaxed) {
             Pressure::Low
@@ -323,9 +342,9 @@ impl Stock {
     /// Frames missing to the high mark. Where only a bracket could be told, the caches are closed and the
     /// pool counted.
     pub fn shortfall_frames(&self) -> u64 {
+        let (pooled, low) = self.pooled_and_low();
         let high_frames = self.marks.high_frames.load(Ordering::Relaxed);
-        let pooled = self.pooled();
-        if pooled >= high_frames || pooled <= self.marks.low() {
+        if pooled >= high_frames || pooled <= low {
             return high_frames.saturating_sub(pooled);
         }
         let free = match self.in_use() {
@@ -359,7 +378,7 @@ impl Stock {
         let marks = marks.fits(self.total_frames)?;
         let mut guarded = self.guarded.lock();
         guarded.budget_least_frames = budget_least_frames;
-        guarded.blocks_of_budget = 0;
+        guarded.owed_to_budget = 0;
         if self.pooled() <= marks.low_frames() {
             self.close_caches(&mut guarded);
         }
