@@ -92,6 +92,12 @@ impl Marks {
         Self::new(min_frames, min_frames.saturating_add(step), min_frames.saturating_add(2 * step))
     }
 
+    /// All three moved alike.
+    pub(super) fn moved(self, by: impl Fn(u64) -> u64) -> Self {
+        let Self { min_frames, low_frames, high_frames } = self;
+        Self { min_frames: by(min_frames), low_frames: by(low_frames), high_frames: by(high_frames) }
+    }
+
     /// Whether an allocator of `total_frames` can rise to the high mark.
     ///
     /// # Errors

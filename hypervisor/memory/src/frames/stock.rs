@@ -29,12 +29,13 @@ const REOPEN_FRAMES: u64 = 2 * CACHE_FRAMES as u64;
 /// What changes under the pool's lock and is read without it, on lines of its own.
 #[repr(align(128))]
 struct Pooled {
+    /// [`Guarded::pooled`].
     frames: AtomicU64,
     /// Frames taken straight from the pool for use, and put straight back into it.
     slot: Slot,
 }
 
-/// The marks, read by every claim on the pool and hardly ever written.
+/// [`Guarded::marks`], hardly ever written.
 #[repr(align(128))]
 struct SharedMarks {
     min_frames: AtomicU64,
@@ -43,28 +44,19 @@ struct SharedMarks {
 }
 
 impl SharedMarks {
-    fn store(&self, marks: Marks) {
-        self.min_frames.store(marks.min_frames(), Ordering::Release);
-        self.low_frames.store(marks.low_frames(), Ordering::Release);
-        self.high_frames.store(marks.high_frames(), Ordering::Release);
-    }
-
-    /// Moves all three, under the pool's lock.
-    fn shift(&self, by: impl Fn(u64) -> u64) {
-        for mark in [&self.min_frames, &self.low_frames, &self.high_frames] {
-            mark.store(by(mark.load(Ordering::Relaxed)), Ordering::Release);
-        }
-    }
-
     fn low(&self) -> u64 {
         self.low_frames.load(Ordering::Acquire)
     }
 }
 
-/// The pool, with what its lock guards beside it, away from what every claim reads.
+/// The pool, with what its lock guards beside it, away from what every claim reads. Its holder goes by the numbers here;
+/// others see them as they were stored last.
 #[repr(align(128))]
 struct Guarded {
     pool: Pool,
+    /// Frames in the pool.
+    pooled: u64,
+    marks: Marks,
     tally: Tally,
     /// Caches that are open.
     open: usize,
@@ -98,6 +90,8 @@ impl Stock {
             },
             guarded: Lock::new(Guarded {
                 pool,
+                pooled: total_frames,
+                marks,
                 tally: Tally::default(),
                 open: 0,
                 budget_least_frames: None,
@@ -151,7 +145,7 @@ impl Stock {
         find: impl Fn(&mut Pool) -> Option<u32>,
     ) -> Option<u32> {
         let mut guarded = self.guarded.lock();
-        let min_frames = self.marks.min_frames.load(Ordering::Relaxed);
+        let min_frames = guarded.marks.min_frames();
         let beside_budget =
             guarded.budget_least_frames.is_some_and(|least_frames| min_frames >= least_frames + frames);
         if !beside_budget {
@@ -159,7 +153,8 @@ impl Stock {
         }
         let first = self.search(&mut guarded, find)?;
         if beside_budget {
-            self.marks.shift(|mark| mark - frames);
+            let marks = guarded.marks.moved(|mark| mark - frames);
+            self.store_marks(&mut guarded, marks);
         } else if guarded.budget_least_frames.is_some() {
             guarded.owed_to_budget += frames;
         }
@@ -184,8 +179,8 @@ impl Stock {
         let mut stack = cache.stack.lock();
         if stack.room() == 0 {
             let spilled = guarded.pool.put_all(iter::from_fn(|| stack.pop()).take(BATCH_FRAMES));
-            self.raise(spilled);
-        } else if !stack.open && self.pooled() > self.marks.low().saturating_add(REOPEN_FRAMES) {
+            self.raise(&mut guarded, spilled);
+        } else if !stack.open && guarded.pooled > guarded.marks.low_frames().saturating_add(REOPEN_FRAMES) {
             stack.open = true;
             guarded.open += 1;
         }
@@ -199,22 +194,23 @@ impl Stock {
         if guarded.budget_least_frames.is_some() {
             let owed = frames.min(guarded.owed_to_budget);
             guarded.owed_to_budget -= owed;
-            self.marks.shift(|mark| mark + frames - owed);
+            let marks = guarded.marks.moved(|mark| mark + frames - owed);
+            self.store_marks(&mut guarded, marks);
         }
     }
 
     /// Makes sure that `frames` frames can leave the pool: either it stays above `low`, or all caches are
     /// closed and the marks allow it. `None` if they do not.
     fn admit(&self, guarded: &mut Guarded, frames: u64, claim: Claim) -> Option<()> {
-        if self.pooled() > self.marks.low().saturating_add(frames) {
+        if guarded.pooled > guarded.marks.low_frames().saturating_add(frames) {
             return Some(());
         }
         self.close_caches(guarded);
         let keep = match claim {
-            Claim::Guest => self.marks.min_frames.load(Ordering::Relaxed),
+            Claim::Guest => guarded.marks.min_frames(),
             Claim::Begun => 0,
         };
-        (self.pooled() >= keep.saturating_add(frames)).then_some(())
+        (guarded.pooled >= keep.saturating_add(frames)).then_some(())
     }
 
     /// Moves a batch into `core`'s cache if the pool stays above `low`; opens the cache if the pool is well
@@ -222,7 +218,7 @@ impl Stock {
     fn refill(&self, core: usize, guarded: &mut Guarded) {
         let Some(cache) = self.caches.get(core) else { return };
         let batch = BATCH_FRAMES as u64;
-        let above = self.pooled().saturating_sub(self.marks.low());
+        let above = guarded.pooled.saturating_sub(guarded.marks.low_frames());
         if above <= batch {
             return;
         }
@@ -237,7 +233,7 @@ impl Stock {
         if stack.room() < BATCH_FRAMES {
             return;
         }
-        self.pooled.frames.store(self.pooled() - batch, Ordering::Release);
+        self.store_pooled(guarded, guarded.pooled - batch);
         let group = guarded.pool.take_group();
         for place in 0..BATCH_FRAMES as u32 {
             let index = group.map(|first| first + place).or_else(|| guarded.pool.take(usize::MAX));
@@ -258,25 +254,36 @@ impl Stock {
             }
             stack.open = false;
             let moved = guarded.pool.put_all(iter::from_fn(|| stack.pop()));
-            self.raise(moved);
+            self.raise(guarded, moved);
         }
         guarded.open = 0;
     }
 
     /// Counts frames that have left the pool for use. `pooled` first: it is never more than what is free.
     fn count_taken(&self, guarded: &mut Guarded, frames: u64) {
-        self.pooled.frames.store(self.pooled() - frames, Ordering::Release);
+        self.store_pooled(guarded, guarded.pooled - frames);
         guarded.tally.take(&self.pooled.slot, frames);
     }
 
     fn count_put(&self, guarded: &mut Guarded, frames: u64) {
         guarded.tally.put(&self.pooled.slot, frames);
-        self.raise(frames);
+        self.raise(guarded, frames);
     }
 
-    /// Under the pool's lock, so no other store comes between.
-    fn raise(&self, frames: u64) {
-        self.pooled.frames.store(self.pooled() + frames, Ordering::Release);
+    fn raise(&self, guarded: &mut Guarded, frames: u64) {
+        self.store_pooled(guarded, guarded.pooled + frames);
+    }
+
+    fn store_pooled(&self, guarded: &mut Guarded, frames: u64) {
+        guarded.pooled = frames;
+        self.pooled.frames.store(frames, Ordering::Release);
+    }
+
+    fn store_marks(&self, guarded: &mut Guarded, marks: Marks) {
+        guarded.marks = marks;
+        self.marks.min_frames.store(marks.min_frames(), Ordering::Relaxed);
+        self.marks.low_frames.store(marks.low_frames(), Ordering::Relaxed);
+        self.marks.high_frames.store(marks.high_frames(), Ordering::Relaxed);
     }
 
     fn pooled(&self) -> u64 {
@@ -359,15 +366,7 @@ impl Stock {
 
     /// The marks now in force.
     pub fn marks(&self) -> Marks {
-        let load = |mark: &AtomicU64| mark.load(Ordering::Relaxed);
-        let SharedMarks { min_frames, low_frames, high_frames } = &self.marks;
-        loop {
-            // While a block moves them they may stand one above the other for a moment.
-            if let Ok(marks) = Marks::new(load(min_frames), load(low_frames), load(high_frames)) {
-                return marks;
-            }
-            core::hint::spin_loop();
-        }
+        self.guarded.lock().marks
     }
 
     /// Changes the marks. `budget_least_frames`: they are a budget, and follow the blocks down to this `min` mark.
@@ -379,10 +378,10 @@ impl Stock {
         let mut guarded = self.guarded.lock();
         guarded.budget_least_frames = budget_least_frames;
         guarded.owed_to_budget = 0;
-        if self.pooled() <= marks.low_frames() {
+        if guarded.pooled <= marks.low_frames() {
             self.close_caches(&mut guarded);
         }
-        self.marks.store(marks);
+        self.store_marks(&mut guarded, marks);
         Ok(())
     }
 }
