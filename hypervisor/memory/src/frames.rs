@@ -349,7 +349,7 @@ fn set_free(map: &FrameMap, states: &States, pool: &mut Pool, regions: &[(Pfn, u
     total_frames
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::lock::count::acquisitions;

@@ -204,7 +204,7 @@ pub fn block_gfns(memory_bytes: u64) -> impl ExactSizeIterator<Item = Gfn> {
     (0..blocks).map(|i| Gfn(block_at(u64::from(i), LOW_BLOCKS_MAX) << BLOCK_SHIFT))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -36,7 +36,7 @@ pub const ALL: &[Suite] = &[
     Suite {
         name: "loom",
         packages: &["memory"],
-        targets: &["--test", "loom_*"],
+        targets: &["--lib", "--test", "loom_*"],
         loom: true,
         emulators: false,
     },

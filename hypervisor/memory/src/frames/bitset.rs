@@ -58,7 +58,7 @@ fn highest(word: u64) -> usize {
     63 - word.leading_zeros() as usize
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -4,8 +4,8 @@ use super::tally::Tally;
 use crate::counters::population::Slot;
 use crate::lock::Lock;
 
-/// Frames a core keeps at most.
-pub const CACHE_FRAMES: usize = 64;
+/// Frames a core keeps at most. Loom tries every order of few steps: it fills and empties small caches.
+pub const CACHE_FRAMES: usize = if cfg!(loom) { 4 } else { 64 };
 /// Frames moved at once between a core's cache and the pool: as many as have their states on one cache line.
 pub const BATCH_FRAMES: usize = CACHE_FRAMES / 2;
 

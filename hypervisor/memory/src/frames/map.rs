@@ -112,7 +112,7 @@ fn clip((first, pages): (Pfn, u64)) -> Option<(u64, u64)> {
     (first.0 < end).then_some((first.0, end))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -140,7 +140,7 @@ pub enum Pressure {
     Min,
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -13,7 +13,10 @@
 
 use alloc::vec::Vec;
 use core::iter;
+#[cfg(not(loom))]
 use core::sync::atomic::{AtomicU64, Ordering};
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{BATCH_FRAMES, CACHE_FRAMES, CoreCache};
 use super::pool::Pool;
@@ -304,7 +307,7 @@ impl Stock {
     }
 
     /// The number that all cores read: it changes by batches alone while plenty is free.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub fn shared_number(&self) -> u64 {
         self.pooled()
     }
