@@ -360,8 +360,9 @@ impl Stock {
         let free = match self.in_use() {
             Population::Exact(used) => self.total_frames - used,
             Population::Between { .. } => {
-                self.close_caches(&mut self.guarded.lock());
-                self.pooled()
+                let mut guarded = self.guarded.lock();
+                self.close_caches(&mut guarded);
+                guarded.pooled
             }
         };
         high_frames.saturating_sub(free)
