@@ -32,7 +32,7 @@ const REOPEN_FRAMES: u64 = 2 * CACHE_FRAMES as u64;
 /// What changes under the pool's lock and is read without it, on lines of its own.
 #[repr(align(128))]
 struct Pooled {
-    /// [`Guarded::pooled`].
+    /// [`Guarded::pooled`], with [`CACHES_OPEN`].
     frames: AtomicU64,
     /// Frames taken straight from the pool for use, and put straight back into it.
     slot: Slot,
@@ -46,11 +46,9 @@ struct SharedMarks {
     high_frames: AtomicU64,
 }
 
-impl SharedMarks {
-    fn low(&self) -> u64 {
-        self.low_frames.load(Ordering::Acquire)
-    }
-}
+/// Set in the pool's number while any cache is open. Without it the number is all that is free, whatever the marks are
+/// or were.
+const CACHES_OPEN: u64 = 1 << 63;
 
 /// The pool, with what its lock guards beside it, away from what every claim reads. Its holder goes by the numbers here;
 /// others see them as they were stored last.
@@ -186,6 +184,7 @@ impl Stock {
         } else if !stack.open && guarded.pooled > guarded.marks.low_frames().saturating_add(REOPEN_FRAMES) {
             stack.open = true;
             guarded.open += 1;
+            self.publish(&guarded);
         }
     }
 
@@ -236,7 +235,8 @@ impl Stock {
         if stack.room() < BATCH_FRAMES {
             return;
         }
-        self.store_pooled(guarded, guarded.pooled - batch);
+        guarded.pooled -= batch;
+        self.publish(guarded);
         let group = guarded.pool.take_group();
         for place in 0..BATCH_FRAMES as u32 {
             let index = group.map(|first| first + place).or_else(|| guarded.pool.take(usize::MAX));
@@ -260,11 +260,13 @@ impl Stock {
             self.raise(guarded, moved);
         }
         guarded.open = 0;
+        self.publish(guarded);
     }
 
     /// Counts frames that have left the pool for use. `pooled` first: it is never more than what is free.
     fn count_taken(&self, guarded: &mut Guarded, frames: u64) {
-        self.store_pooled(guarded, guarded.pooled - frames);
+        guarded.pooled -= frames;
+        self.publish(guarded);
         guarded.tally.take(&self.pooled.slot, frames);
     }
 
@@ -274,12 +276,14 @@ impl Stock {
     }
 
     fn raise(&self, guarded: &mut Guarded, frames: u64) {
-        self.store_pooled(guarded, guarded.pooled + frames);
+        guarded.pooled += frames;
+        self.publish(guarded);
     }
 
-    fn store_pooled(&self, guarded: &mut Guarded, frames: u64) {
-        guarded.pooled = frames;
-        self.pooled.frames.store(frames, Ordering::Release);
+    /// Shows the others what the pool has.
+    fn publish(&self, guarded: &Guarded) {
+        let open = if guarded.open > 0 { CACHES_OPEN } else { 0 };
+        self.pooled.frames.store(guarded.pooled | open, Ordering::Release);
     }
 
     fn store_marks(&self, guarded: &mut Guarded, marks: Marks) {
@@ -289,27 +293,16 @@ impl Stock {
         self.marks.high_frames.store(marks.high_frames(), Ordering::Relaxed);
     }
 
-    fn pooled(&self) -> u64 {
-        self.pooled.frames.load(Ordering::Acquire)
-    }
-
-    /// The number of frames in the pool and a `low` mark of the same time, without the lock. While frames come or go beside
-    /// a budget, it may be a number that is too high for the mark, never one that is too low.
-    fn pooled_and_low(&self) -> (u64, u64) {
-        let mut low = self.marks.low();
-        loop {
-            let pooled = self.pooled();
-            let before = core::mem::replace(&mut low, self.marks.low());
-            if low == before {
-                return (pooled, low);
-            }
-        }
+    /// Frames in the pool, and whether they are all that is free.
+    fn pooled(&self) -> (u64, bool) {
+        let frames = self.pooled.frames.load(Ordering::Acquire);
+        (frames & !CACHES_OPEN, frames & CACHES_OPEN == 0)
     }
 
     /// The number that all cores read: it changes by batches alone while plenty is free.
     #[cfg(all(test, not(loom)))]
     pub fn shared_number(&self) -> u64 {
-        self.pooled()
+        self.pooled().0
     }
 
     /// Frames in use, by the counts of all who take and put frames.
@@ -320,14 +313,14 @@ impl Stock {
 
     /// Free frames; see [`super::FrameAllocator::free_frames`].
     pub fn free_frames(&self) -> u64 {
-        let (pooled, low) = self.pooled_and_low();
-        if pooled <= low {
+        let (pooled, all) = self.pooled();
+        if all {
             return pooled;
         }
         match self.in_use() {
             Population::Exact(used) => self.total_frames - used,
             // Frames used again during the query count twice: the pool's are free in any case.
-            Population::Between { high, .. } => self.total_frames.saturating_sub(high).max(self.pooled()),
+            Population::Between { high, .. } => self.total_frames.saturating_sub(high).max(self.pooled().0),
         }
     }
 
@@ -339,8 +332,8 @@ impl Stock {
     /// How the free count stands to the marks: exactly, since the pool holds all free frames at `low` and
     /// below.
     pub fn pressure(&self) -> Pressure {
-        let (pooled, low) = self.pooled_and_low();
-        if pooled > low {
+        let (pooled, _) = self.pooled();
+        if pooled > self.marks.low_frames.load(Ordering::Relaxed) {
             Pressure::Plenty
         } else if pooled > self.marks.min_frames.load(Ordering::Relaxed) {
             Pressure::Low
@@ -352,9 +345,9 @@ impl Stock {
     /// Frames missing to the high mark. Where only a bracket could be told, the caches are closed and the
     /// pool counted.
     pub fn shortfall_frames(&self) -> u64 {
-        let (pooled, low) = self.pooled_and_low();
         let high_frames = self.marks.high_frames.load(Ordering::Relaxed);
-        if pooled >= high_frames || pooled <= low {
+        let (pooled, all) = self.pooled();
+        if all || pooled >= high_frames {
             return high_frames.saturating_sub(pooled);
         }
         let free = match self.in_use() {
