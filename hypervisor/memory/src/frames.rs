@@ -14,6 +14,7 @@
 
 mod bitset;
 mod cache;
+mod defect;
 mod map;
 mod marks;
 mod owner;

@@ -1,5 +1,6 @@
 //! A core's own store of free frames.
 
+use super::defect::{Defect, has};
 use super::tally::Tally;
 use crate::counters::population::Slot;
 use crate::lock::Lock;
@@ -67,7 +68,8 @@ impl CoreCache {
     #[inline]
     pub fn put(&self, index: u32) -> bool {
         let mut stack = self.stack.lock();
-        if !stack.open || stack.push(index).is_err() {
+        let closed = !stack.open && !has(Defect::ClosedCacheTakes);
+        if closed || stack.push(index).is_err() {
             return false;
         }
         stack.tally.put(&self.slot, 1);

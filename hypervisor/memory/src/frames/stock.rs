@@ -10,6 +10,8 @@
 //! In the common case a frame comes from, and goes to, its core's cache: that touches the core's own lines
 //! alone, and `pooled` changes once for every batch. Near the marks every frame costs the pool's lock: there
 //! reclaim, which costs far more, sets the pace.
+//!
+//! `stock/interleavings.rs` tries all of this in every order, and shows that each part is needed.
 
 use alloc::vec::Vec;
 use core::iter;
@@ -19,6 +21,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{BATCH_FRAMES, CACHE_FRAMES, CoreCache};
+use super::defect::{Defect, has};
 use super::pool::Pool;
 use super::tally::Tally;
 use super::{Claim, Marks, MarksError, Pressure};
@@ -177,11 +180,13 @@ impl Stock {
         guarded.pool.put(index);
         self.count_put(&mut guarded, 1);
         let Some(cache) = self.caches.get(core) else { return };
+        let least_frames = guarded.marks.low_frames().saturating_add(REOPEN_FRAMES);
+        let well_above = guarded.pooled > least_frames || has(Defect::OpenedAtTheMark);
         let mut stack = cache.stack.lock();
         if stack.room() == 0 {
             let spilled = guarded.pool.put_all(iter::from_fn(|| stack.pop()).take(BATCH_FRAMES));
             self.raise(&mut guarded, spilled);
-        } else if !stack.open && guarded.pooled > guarded.marks.low_frames().saturating_add(REOPEN_FRAMES) {
+        } else if !stack.open && well_above {
             stack.open = true;
             guarded.open += 1;
             self.publish(&guarded);
@@ -207,7 +212,9 @@ impl Stock {
         if guarded.pooled > guarded.marks.low_frames().saturating_add(frames) {
             return Some(());
         }
-        self.close_caches(guarded);
+        if !has(Defect::CachesNotClosed) {
+            self.close_caches(guarded);
+        }
         let keep = match claim {
             Claim::Guest => guarded.marks.min_frames(),
             Claim::Begun => 0,
@@ -221,7 +228,7 @@ impl Stock {
         let Some(cache) = self.caches.get(core) else { return };
         let batch = BATCH_FRAMES as u64;
         let above = guarded.pooled.saturating_sub(guarded.marks.low_frames());
-        if above <= batch {
+        if above <= batch && !has(Defect::FilledPastTheMark) {
             return;
         }
         let mut stack = cache.stack.lock();
@@ -257,7 +264,9 @@ impl Stock {
             }
             stack.open = false;
             let moved = guarded.pool.put_all(iter::from_fn(|| stack.pop()));
-            self.raise(guarded, moved);
+            if !has(Defect::FramesNotRaised) {
+                self.raise(guarded, moved);
+            }
         }
         guarded.open = 0;
         self.publish(guarded);
@@ -265,9 +274,14 @@ impl Stock {
 
     /// Counts frames that have left the pool for use. `pooled` first: it is never more than what is free.
     fn count_taken(&self, guarded: &mut Guarded, frames: u64) {
+        if has(Defect::CountedFirst) {
+            guarded.tally.take(&self.pooled.slot, frames);
+        }
         guarded.pooled -= frames;
         self.publish(guarded);
-        guarded.tally.take(&self.pooled.slot, frames);
+        if !has(Defect::CountedFirst) {
+            guarded.tally.take(&self.pooled.slot, frames);
+        }
     }
 
     fn count_put(&self, guarded: &mut Guarded, frames: u64) {
@@ -314,7 +328,8 @@ impl Stock {
     /// Free frames; see [`super::FrameAllocator::free_frames`].
     pub fn free_frames(&self) -> u64 {
         let (pooled, all) = self.pooled();
-        if all {
+        let low_frames = || self.marks.low_frames.load(Ordering::Relaxed);
+        if all || has(Defect::PoolTakenForAll) && pooled <= low_frames() {
             return pooled;
         }
         match self.in_use() {
@@ -355,6 +370,10 @@ impl Stock {
             Population::Between { .. } => {
                 let mut guarded = self.guarded.lock();
                 self.close_caches(&mut guarded);
+                if has(Defect::ReadAfterUnlock) {
+                    drop(guarded);
+                    return high_frames.saturating_sub(self.pooled().0);
+                }
                 guarded.pooled
             }
         };
@@ -375,10 +394,13 @@ impl Stock {
         let mut guarded = self.guarded.lock();
         guarded.budget_least_frames = budget_least_frames;
         guarded.owed_to_budget = 0;
-        if guarded.pooled <= marks.low_frames() {
+        if guarded.pooled <= marks.low_frames() && !has(Defect::MarksOverOpenCaches) {
             self.close_caches(&mut guarded);
         }
         self.store_marks(&mut guarded, marks);
         Ok(())
     }
 }
+
+#[cfg(all(test, loom))]
+mod interleavings;
