@@ -20,6 +20,7 @@ mod marks;
 mod owner;
 mod poison;
 mod pool;
+mod posted;
 mod stock;
 mod tally;
 

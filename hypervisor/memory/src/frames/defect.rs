@@ -22,6 +22,8 @@ pub enum Defect {
     PoolTakenForAll,
     /// Once the caches are closed, the pool's number is read without its lock.
     ReadAfterUnlock,
+    /// The pool's number and the marks are read without a look at whether the marks changed meanwhile.
+    VersionNotLookedAt,
 }
 
 #[cfg(all(test, loom))]

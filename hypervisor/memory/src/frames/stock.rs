@@ -15,52 +15,30 @@
 
 use alloc::vec::Vec;
 use core::iter;
-#[cfg(not(loom))]
-use core::sync::atomic::{AtomicU64, Ordering};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{BATCH_FRAMES, CACHE_FRAMES, CoreCache};
 use super::defect::{Defect, has};
 use super::pool::Pool;
+use super::posted::{Posted, Seen};
 use super::tally::Tally;
 use super::{Claim, Marks, MarksError, Pressure};
-use crate::counters::population::{self, Population, Slot};
+use crate::counters::population::{self, Population};
 use crate::lock::Lock;
 
 /// How far above `low` the pool has to be for a closed cache to open: closing all of them is paid for by as
 /// many frames, at least, that leave the pool between.
 const REOPEN_FRAMES: u64 = 2 * CACHE_FRAMES as u64;
 
-/// What changes under the pool's lock and is read without it, on lines of its own.
-#[repr(align(128))]
-struct Pooled {
-    /// [`Guarded::pooled`], with [`CACHES_OPEN`].
-    frames: AtomicU64,
-    /// Frames taken straight from the pool for use, and put straight back into it.
-    slot: Slot,
-}
-
-/// [`Guarded::marks`], hardly ever written.
-#[repr(align(128))]
-struct SharedMarks {
-    min_frames: AtomicU64,
-    low_frames: AtomicU64,
-    high_frames: AtomicU64,
-}
-
-/// Set in the pool's number while any cache is open. Without it the number is all that is free, whatever the marks are
-/// or were.
-const CACHES_OPEN: u64 = 1 << 63;
-
 /// The pool, with what its lock guards beside it, away from what every claim reads. Its holder goes by the numbers here;
-/// others see them as they were stored last.
+/// others see them as they were [posted](Posted) last.
 #[repr(align(128))]
 struct Guarded {
     pool: Pool,
     /// Frames in the pool.
     pooled: u64,
     marks: Marks,
+    /// How often marks were posted since the first.
+    marks_posted: u64,
     tally: Tally,
     /// Caches that are open.
     open: usize,
@@ -72,8 +50,7 @@ struct Guarded {
 
 /// All free frames.
 pub struct Stock {
-    pooled: Pooled,
-    marks: SharedMarks,
+    posted: Posted,
     guarded: Lock<Guarded>,
     caches: Vec<CoreCache>,
     total_frames: u64,
@@ -86,16 +63,12 @@ impl Stock {
     /// The stock of the `total_frames` frames in `pool`, with caches for cores `0..cores`.
     pub fn new(pool: Pool, total_frames: u64, cores: usize, marks: Marks) -> Self {
         Self {
-            pooled: Pooled { frames: AtomicU64::new(total_frames), slot: Slot::new() },
-            marks: SharedMarks {
-                min_frames: AtomicU64::new(marks.min_frames()),
-                low_frames: AtomicU64::new(marks.low_frames()),
-                high_frames: AtomicU64::new(marks.high_frames()),
-            },
+            posted: Posted::new(total_frames, marks),
             guarded: Lock::new(Guarded {
                 pool,
                 pooled: total_frames,
                 marks,
+                marks_posted: 0,
                 tally: Tally::default(),
                 open: 0,
                 budget_least_frames: None,
@@ -275,17 +248,17 @@ impl Stock {
     /// Counts frames that have left the pool for use. `pooled` first: it is never more than what is free.
     fn count_taken(&self, guarded: &mut Guarded, frames: u64) {
         if has(Defect::CountedFirst) {
-            guarded.tally.take(&self.pooled.slot, frames);
+            guarded.tally.take(self.posted.slot(), frames);
         }
         guarded.pooled -= frames;
         self.publish(guarded);
         if !has(Defect::CountedFirst) {
-            guarded.tally.take(&self.pooled.slot, frames);
+            guarded.tally.take(self.posted.slot(), frames);
         }
     }
 
     fn count_put(&self, guarded: &mut Guarded, frames: u64) {
-        guarded.tally.put(&self.pooled.slot, frames);
+        guarded.tally.put(self.posted.slot(), frames);
         self.raise(guarded, frames);
     }
 
@@ -296,46 +269,39 @@ impl Stock {
 
     /// Shows the others what the pool has.
     fn publish(&self, guarded: &Guarded) {
-        let open = if guarded.open > 0 { CACHES_OPEN } else { 0 };
-        self.pooled.frames.store(guarded.pooled | open, Ordering::Release);
+        self.posted.post_pooled(guarded.pooled, guarded.open > 0);
     }
 
     fn store_marks(&self, guarded: &mut Guarded, marks: Marks) {
         guarded.marks = marks;
-        self.marks.min_frames.store(marks.min_frames(), Ordering::Relaxed);
-        self.marks.low_frames.store(marks.low_frames(), Ordering::Relaxed);
-        self.marks.high_frames.store(marks.high_frames(), Ordering::Relaxed);
-    }
-
-    /// Frames in the pool, and whether they are all that is free.
-    fn pooled(&self) -> (u64, bool) {
-        let frames = self.pooled.frames.load(Ordering::Acquire);
-        (frames & !CACHES_OPEN, frames & CACHES_OPEN == 0)
+        guarded.marks_posted += 1;
+        self.posted.post_marks(marks, guarded.marks_posted);
     }
 
     /// The number that all cores read: it changes by batches alone while plenty is free.
     #[cfg(all(test, not(loom)))]
     pub fn shared_number(&self) -> u64 {
-        self.pooled().0
+        self.posted.pooled().0
     }
 
     /// Frames in use, by the counts of all who take and put frames.
     fn in_use(&self) -> Population {
-        let slots = || iter::once(&self.pooled.slot).chain(self.caches.iter().map(|cache| &cache.slot));
+        let slots = || iter::once(self.posted.slot()).chain(self.caches.iter().map(|cache| &cache.slot));
         population::query(slots)
     }
 
     /// Free frames; see [`super::FrameAllocator::free_frames`].
     pub fn free_frames(&self) -> u64 {
-        let (pooled, all) = self.pooled();
-        let low_frames = || self.marks.low_frames.load(Ordering::Relaxed);
-        if all || has(Defect::PoolTakenForAll) && pooled <= low_frames() {
+        let (pooled, all) = self.posted.pooled();
+        if all || has(Defect::PoolTakenForAll) && pooled <= self.marks().low_frames() {
             return pooled;
         }
         match self.in_use() {
             Population::Exact(used) => self.total_frames - used,
             // Frames used again during the query count twice: the pool's are free in any case.
-            Population::Between { high, .. } => self.total_frames.saturating_sub(high).max(self.pooled().0),
+            Population::Between { high, .. } => {
+                self.total_frames.saturating_sub(high).max(self.posted.pooled().0)
+            }
         }
     }
 
@@ -347,10 +313,10 @@ impl Stock {
     /// How the free count stands to the marks: exactly, since the pool holds all free frames at `low` and
     /// below.
     pub fn pressure(&self) -> Pressure {
-        let (pooled, _) = self.pooled();
-        if pooled > self.marks.low_frames.load(Ordering::Relaxed) {
+        let Seen { pooled, marks, .. } = self.posted.read();
+        if pooled > marks.low_frames() {
             Pressure::Plenty
-        } else if pooled > self.marks.min_frames.load(Ordering::Relaxed) {
+        } else if pooled > marks.min_frames() {
             Pressure::Low
         } else {
             Pressure::Min
@@ -360,8 +326,8 @@ impl Stock {
     /// Frames missing to the high mark. Where only a bracket could be told, the caches are closed and the
     /// pool counted.
     pub fn shortfall_frames(&self) -> u64 {
-        let high_frames = self.marks.high_frames.load(Ordering::Relaxed);
-        let (pooled, all) = self.pooled();
+        let Seen { pooled, all, marks } = self.posted.read();
+        let high_frames = marks.high_frames();
         if all || pooled >= high_frames {
             return high_frames.saturating_sub(pooled);
         }
@@ -372,7 +338,7 @@ impl Stock {
                 self.close_caches(&mut guarded);
                 if has(Defect::ReadAfterUnlock) {
                     drop(guarded);
-                    return high_frames.saturating_sub(self.pooled().0);
+                    return high_frames.saturating_sub(self.posted.pooled().0);
                 }
                 guarded.pooled
             }
@@ -382,7 +348,7 @@ impl Stock {
 
     /// The marks now in force.
     pub fn marks(&self) -> Marks {
-        self.guarded.lock().marks
+        self.posted.read().marks
     }
 
     /// Changes the marks. `budget_least_frames`: they are a budget, and follow the blocks down to this `min` mark.

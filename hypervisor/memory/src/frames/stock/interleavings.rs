@@ -1,4 +1,4 @@
-//! The stock on two or three cores, in every interleaving (some models: up to three or five preemptions), while caches close and open at the
+//! The stock on two or three cores, in every interleaving (some models: up to two, three or five preemptions), while caches close and open at the
 //! marks. What the cores were answered must be what an allocator could answer that does one thing at a time and has no
 //! caches; at rest every frame is where it should be.
 //!
@@ -6,8 +6,8 @@
 //! `frames/defect.rs` must make one of the models fail.
 //!
 //! Loom leaves interleavings out where a thread stores to an atomic that it loaded itself just before. So the stock
-//! stores blind, and whoever asks without a lock here does nothing else. `pressure` and the shortfall may mix marks
-//! that change with the number there was, so they are not asked then.
+//! stores blind, and whoever asks without a lock here does nothing else. Where marks change, `pressure` and the shortfall
+//! may go by a number that is too high for them: there they are asked only where that makes no difference.
 
 mod history;
 mod world;
@@ -230,6 +230,17 @@ fn asked_while_frames_come_back() -> String {
     ])
 }
 
+/// A block goes and comes back beside a budget that hardly anything is taken of, and somebody asks.
+fn asked_beside_a_budget() -> String {
+    let mut start = Start::open((0..SECOND).chain(singles()));
+    start.empty(0);
+    start.empty(1);
+    let free = start.account.count();
+    let budget = marks(free - 8, free - 7, free - 6);
+    start.on(2, |core| core.set_budget(budget, free - 8 - BLOCK_PAGES));
+    start.run(&[Core::take_and_put_block, Core::finds_plenty])
+}
+
 /// How many of the answers of one history say that: each number that occurs, ascending.
 fn counts(seen: &HashSet<String>, answer: &str) -> Vec<usize> {
     let mut counts: Vec<usize> = seen.iter().map(|answers| answers.matches(answer).count()).collect();
@@ -313,6 +324,16 @@ fn loom_asked_while_marks_change() {
 #[test]
 fn loom_asked_while_frames_come_back() {
     check(None, asked_while_frames_come_back);
+}
+
+#[test]
+fn loom_asked_beside_a_budget() {
+    check(Some(2), asked_beside_a_budget);
+}
+
+#[test]
+fn loom_version_not_looked_at_must_fail() {
+    must_fail(Defect::VersionNotLookedAt, "beside the budget", asked_beside_a_budget);
 }
 
 #[test]

@@ -98,6 +98,13 @@ impl Core {
         self.step(|stock| Step::Pressure(stock.pressure()));
     }
 
+    /// Asks where the answer is the same at any time.
+    pub fn finds_plenty(&mut self) {
+        let stock = &self.world.stock;
+        assert_eq!(stock.pressure(), Pressure::Plenty, "pressed by what is beside the budget");
+        assert_eq!(stock.shortfall_frames(), 0, "short of what is beside the budget");
+    }
+
     pub fn shortfall(&mut self) {
         self.step(|stock| Step::Shortfall(stock.shortfall_frames()));
     }
@@ -152,7 +159,7 @@ impl Start {
     /// that.
     pub fn marks(&mut self, pooled_above_low: u64, free_above_min: u64, high_above_free: u64) {
         let free = self.account.count();
-        let low = self.world.stock.pooled().0 - pooled_above_low;
+        let low = self.world.stock.posted.pooled().0 - pooled_above_low;
         let marks = marks(free - free_above_min, low, free + high_above_free);
         self.on(2, |core| core.set_marks(marks));
     }
@@ -199,7 +206,7 @@ fn at_rest(stock: &Stock, account: &Account) {
     let mut guarded = stock.guarded.lock();
     let mut free: Vec<u32> = iter::from_fn(|| guarded.pool.take(usize::MAX)).collect();
     assert_eq!(free.len() as u64, guarded.pooled, "the pool does not hold what it counts");
-    assert_eq!(stock.pooled(), (guarded.pooled, guarded.open == 0));
+    assert_eq!(stock.posted.pooled(), (guarded.pooled, guarded.open == 0));
     let mut open = 0;
     for cache in &stock.caches {
         let mut stack = cache.stack.lock();
