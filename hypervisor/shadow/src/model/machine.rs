@@ -195,7 +195,7 @@ impl Machine {
     pub fn hardware(&mut self, gva: Gva, access: Access) -> Option<Gpa> {
         let context = self.enter();
         let processor = &mut self.host.cores.get_mut().processor;
-        let pfn = processor.translate(&self.host.frames, &context, gva, attempt(access)).ok()?;
+        let pfn = processor.translate(&*self.host.frames, &context, gva, attempt(access)).ok()?;
         let gfn = self.host.owned(pfn).expect("the guest's own frame");
         Some(Gpa(gfn.0 << PAGE_SHIFT | gva.offset()))
     }
@@ -203,7 +203,7 @@ impl Machine {
     /// The processor walks `gva` on its own account.
     pub fn speculate(&mut self, gva: Gva) {
         let context = self.enter();
-        self.host.cores.get_mut().processor.speculate(&self.host.frames, &context, gva);
+        self.host.cores.get_mut().processor.speculate(&*self.host.frames, &context, gva);
     }
 
     /// One access of the guest's, with all the exits that it takes.

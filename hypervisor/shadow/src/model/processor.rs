@@ -6,10 +6,10 @@
 
 use std::vec::Vec;
 
-use memory::{Gva, Pfn, TableMemory};
+use memory::{Gva, Pfn};
 
 use super::reference::{Attempt, Controls, Path, permitted};
-use super::surroundings::{Frames, VCPUS_MAX};
+use super::surroundings::VCPUS_MAX;
 use crate::TAGS;
 use crate::paging::bits;
 
@@ -89,6 +89,14 @@ impl Default for Processor {
     }
 }
 
+/// Tables that a processor walks.
+pub trait Walked {
+    /// The processor reads an entry.
+    fn read(&self, pfn: Pfn, index: usize) -> u64;
+    /// The processor sets A in an entry that it found present.
+    fn set_accessed(&self, pfn: Pfn, index: usize);
+}
+
 /// The shadow holds no translation for the access: #PF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Miss;
@@ -111,7 +119,7 @@ impl Processor {
     /// Translates `gva` for an access.
     pub fn translate(
         &mut self,
-        frames: &Frames,
+        frames: &impl Walked,
         context: &Context,
         gva: Gva,
         attempt: Attempt,
@@ -141,7 +149,7 @@ impl Processor {
 
     /// Walks `gva` without being asked to, and remembers what it finds (SDM Vol. 3, "Details of TLB Use": "the processor may
     /// cache translations for prefetches and for accesses that are a result of speculative execution").
-    pub fn speculate(&mut self, frames: &Frames, context: &Context, gva: Gva) {
+    pub fn speculate(&mut self, frames: &impl Walked, context: &Context, gva: Gva) {
         let tlb = self.tlb(context.vcpu, context.tag);
         if tlb.find(0, gva).is_none()
             && let Some((frame, path)) = tlb.walk(frames, context, gva)
@@ -153,7 +161,7 @@ impl Processor {
 
 impl Tlb {
     /// Walks from the lowest table that is remembered, or from the root.
-    fn walk(&mut self, frames: &Frames, context: &Context, gva: Gva) -> Option<(Pfn, Path)> {
+    fn walk(&mut self, frames: &impl Walked, context: &Context, gva: Gva) -> Option<(Pfn, Path)> {
         let pae = context.levels == 3;
         let (mut level, mut table, mut path) = (1..context.levels)
             .find_map(|level| self.find(level, gva).map(|cached| (level, cached.frame, cached.path)))
@@ -163,7 +171,7 @@ impl Tlb {
             if pae && level == 3 && index > 3 {
                 return None; // no linear address reaches so far
             }
-            let raw = frames.load(table, index);
+            let raw = frames.read(table, index);
             if raw & bits::P == 0 || raw & bits::FRAME & !((1 << PHYSICAL_ADDRESS_BITS) - 1) != 0 {
                 return None;
             }

@@ -2,50 +2,49 @@
 //! vCPUs, which run on while it works.
 
 use core::cell::{Cell, RefCell};
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::vec;
+use std::sync::OnceLock;
 use std::vec::Vec;
 
 use memory::{
     BLOCK_PAGES, Gfn, Gpa, GuestMemory, Gva, PAGE_SHIFT, PAGE_SIZE, Pfn, Slots, TableMemory, Unbacked,
 };
 
-use super::processor::{Context, Processor};
+use super::processor::{Context, Processor, Walked};
 use super::reference::Attempt;
 use crate::Host;
+use crate::paging::bits;
 
 /// Where the model's guest RAM lies in host memory: far from the table frames.
 pub const RAM_BASE: u64 = 0x10_0000;
 /// Words of eight bytes in a page.
 const WORDS: usize = (PAGE_SIZE / 8) as usize;
 
-/// Guest RAM from guest physical address 0 on. Pages that nothing was ever written to take no memory.
+/// Guest RAM from guest physical address 0 on. Pages that nothing was ever written to take no memory. Other threads may
+/// be at it, too.
 pub struct Ram {
-    pages: RefCell<Vec<Option<Box<[u64; WORDS]>>>>,
+    pages: Vec<Page>,
 }
 
+type Page = OnceLock<Box<[AtomicU64; WORDS]>>;
+
 impl Ram {
-    fn new(pages: usize) -> Ram {
-        Ram { pages: RefCell::new(vec![None; pages]) }
+    pub fn new(pages: usize) -> Ram {
+        Ram { pages: (0..pages).map(|_| OnceLock::new()).collect() }
     }
 
     /// A word's page and place in it.
-    fn place(&self, gpa: Gpa) -> Result<(usize, usize), Unbacked> {
-        let page = (gpa.0 >> PAGE_SHIFT) as usize;
-        if page < self.pages.borrow().len() {
-            Ok((page, (gpa.0 % PAGE_SIZE / 8) as usize))
-        } else {
-            Err(Unbacked(gpa))
-        }
+    fn place(&self, gpa: Gpa) -> Result<(&Page, usize), Unbacked> {
+        let page = self.pages.get((gpa.0 >> PAGE_SHIFT) as usize).ok_or(Unbacked(gpa))?;
+        Ok((page, (gpa.0 % PAGE_SIZE / 8) as usize))
     }
 
-    fn update(&self, gpa: Gpa, change: impl FnOnce(u64) -> u64) -> Result<(), Unbacked> {
+    /// A word that is to be written.
+    fn word(&self, gpa: Gpa) -> Result<&AtomicU64, Unbacked> {
         let (page, word) = self.place(gpa)?;
-        let page = &mut self.pages.borrow_mut()[page];
-        let word = &mut page.get_or_insert_with(|| Box::new([0; WORDS]))[word];
-        *word = change(*word);
-        Ok(())
+        Ok(&page.get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS]))[word])
     }
 }
 
@@ -59,12 +58,14 @@ impl GuestMemory for Ram {
     }
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), Unbacked> {
         if let (0, Ok(bytes)) = (gpa.0 % 8, bytes.try_into()) {
-            return self.update(gpa, |_| u64::from_le_bytes(bytes));
+            self.word(gpa)?.store(u64::from_le_bytes(bytes), Ordering::Release);
+            return Ok(());
         }
         for (i, &byte) in bytes.iter().enumerate() {
             let at = Gpa(gpa.0 + i as u64);
             let shift = 8 * (at.0 % 8);
-            self.update(at, |word| word & !(0xff << shift) | u64::from(byte) << shift)?;
+            let change = |word: u64| Some(word & !(0xff << shift) | u64::from(byte) << shift);
+            let _ = self.word(at)?.try_update(Ordering::AcqRel, Ordering::Acquire, change);
         }
         Ok(())
     }
@@ -73,19 +74,19 @@ impl GuestMemory for Ram {
     }
     fn load_u64(&self, gpa: Gpa) -> Result<u64, Unbacked> {
         let (page, word) = self.place(gpa)?;
-        Ok(self.pages.borrow()[page].as_ref().map_or(0, |words| words[word]))
+        Ok(page.get().map_or(0, |words| words[word].load(Ordering::Acquire)))
     }
     fn compare_exchange_u32(&self, gpa: Gpa, old: u32, new: u32) -> Result<bool, Unbacked> {
-        if self.load_u32(gpa)? != old {
-            return Ok(false);
-        }
-        self.write(gpa, &new.to_le_bytes()).map(|()| true)
+        let shift = 8 * (gpa.0 & 4);
+        let change = |word: u64| {
+            ((word >> shift) as u32 == old)
+                .then_some(word & !(u64::from(u32::MAX) << shift) | u64::from(new) << shift)
+        };
+        let word = self.word(Gpa(gpa.0 & !7))?;
+        Ok(word.try_update(Ordering::AcqRel, Ordering::Acquire, change).is_ok())
     }
     fn compare_exchange_u64(&self, gpa: Gpa, old: u64, new: u64) -> Result<bool, Unbacked> {
-        if self.load_u64(gpa)? != old {
-            return Ok(false);
-        }
-        self.write(gpa, &new.to_le_bytes()).map(|()| true)
+        Ok(self.word(gpa)?.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok())
     }
 }
 
@@ -124,12 +125,16 @@ pub struct Frames {
     pub stores: Cell<u64>,
 }
 
-impl Frames {
-    /// The processor sets A in an entry.
-    pub fn set_accessed(&self, pfn: Pfn, index: usize) {
-        self.with(pfn, |frame| frame.words[index] |= 1 << 5);
+impl Walked for Frames {
+    fn read(&self, pfn: Pfn, index: usize) -> u64 {
+        self.load(pfn, index)
     }
+    fn set_accessed(&self, pfn: Pfn, index: usize) {
+        self.with(pfn, |frame| frame.words[index] |= bits::A);
+    }
+}
 
+impl Frames {
     fn with<R>(&self, pfn: Pfn, act: impl FnOnce(&mut Frame) -> R) -> R {
         if pfn.0 < NEAR {
             let mut near = self.near.borrow_mut();
@@ -197,6 +202,21 @@ pub struct Cores {
     pub running: [Option<Context>; VCPUS_MAX],
 }
 
+/// `blocks` of 2 MiB of RAM, which host memory holds behind frame `base` in the reverse order.
+pub fn slots(blocks: u64, base: Pfn) -> Slots {
+    let map: Vec<(Gfn, Pfn)> =
+        (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(base.0 + (blocks - b) * BLOCK_PAGES))).collect();
+    Slots::new(&map).unwrap_or_else(|error| unreachable!("{error}"))
+}
+
+/// The page that lies in host frame `pfn`, if it is one of these.
+pub fn owned(slots: &Slots, pfn: Pfn) -> Option<Gfn> {
+    slots
+        .blocks()
+        .find(|(_, first)| (first.0..first.0 + BLOCK_PAGES).contains(&pfn.0))
+        .map(|(gfn, first)| Gfn(gfn.0 + pfn.0 - first.0))
+}
+
 /// One guest's surroundings.
 pub struct Surroundings {
     pub ram: Ram,
@@ -213,14 +233,12 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// With `blocks` of 2 MiB of RAM, which host memory holds in the reverse order.
+    /// With `blocks` of 2 MiB of RAM.
     pub fn new(blocks: u64) -> Surroundings {
-        let map: Vec<(Gfn, Pfn)> =
-            (0..blocks).map(|b| (Gfn(b * BLOCK_PAGES), Pfn(RAM_BASE + (blocks - b) * BLOCK_PAGES))).collect();
         Surroundings {
             ram: Ram::new((blocks * BLOCK_PAGES) as usize),
             frames: Rc::default(),
-            slots: Slots::new(&map).unwrap_or_else(|error| unreachable!("{error}")),
+            slots: slots(blocks, Pfn(RAM_BASE)),
             generation: Cell::new(1),
             allocated: Cell::new(0),
             freed: Cell::new(0),
@@ -232,10 +250,7 @@ impl Surroundings {
 
     /// The guest's page that lies in host frame `pfn`, if it is one of the guest's own.
     pub fn owned(&self, pfn: Pfn) -> Option<Gfn> {
-        self.slots
-            .blocks()
-            .find(|(_, first)| (first.0..first.0 + BLOCK_PAGES).contains(&pfn.0))
-            .map(|(gfn, first)| Gfn(gfn.0 + pfn.0 - first.0))
+        owned(&self.slots, pfn)
     }
 
     /// The MMU touches its tables: the other vCPU's store comes nearer.
@@ -258,7 +273,7 @@ impl Surroundings {
         }
         let Some(context) = cores.running[usize::from(late.vcpu)] else { return };
         let attempt = Attempt { write: true, ..Attempt::default() };
-        if let Ok(pfn) = cores.processor.translate(&self.frames, &context, late.gva, attempt)
+        if let Ok(pfn) = cores.processor.translate(&*self.frames, &context, late.gva, attempt)
             && let Some(gfn) = self.owned(pfn)
         {
             let gpa = Gpa(gfn.address().0 + 8 * late.word);
