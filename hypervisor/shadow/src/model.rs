@@ -6,6 +6,7 @@
 //! | [`processor`] | the hardware: walks the shadow tables, keeps TLBs and paging-structure caches by tag, forgets only what it is told to |
 //! | [`machine`] | one guest on that hardware: the exits, as the hypervisor's exit path handles them |
 //! | [`tenants`] | several of them, which share the frames by the real allocator and reclaim |
+//! | [`cores`] | the same on as many threads as it has cores |
 //! | [`mod@reference`] | a page walk and the access rights, from the SDM's text; shares no code with the crate |
 //! | [`architecture`] | which translations the SDM lets a guest's processor still use |
 //! | [`contents`] | which values the shadow tables may hold |
@@ -18,6 +19,7 @@
 
 pub mod architecture;
 pub mod contents;
+pub mod cores;
 pub mod listing;
 pub mod machine;
 pub mod processor;

@@ -3,6 +3,7 @@
 mod audit;
 mod cache;
 mod contents;
+mod cores;
 mod defects;
 mod dirty;
 mod exhaustion;

@@ -30,10 +30,10 @@ const PROCESS: u64 = 1 << 39;
 const PAE_PROCESS: u64 = 1 << 30;
 
 /// A generator of numbers (xorshift).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
