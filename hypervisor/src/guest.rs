@@ -73,7 +73,7 @@ pub struct Guest {
     pub mailbox: Option<Gpa>,
     /// Frames that its MMU holds, as last seen under the lock: what reclaim compares.
     pub shadow_frames: AtomicU64,
-    /// The most frames its shadow MMU may hold, and what reclaim for others leaves to it.
+    /// Frames that reclaim for others leaves to it.
     pub guarantee_frames: u64,
     /// How it ends, from the moment that somebody said so: a vCPU of its own, or the console.
     end: Once<End>,

@@ -125,17 +125,13 @@ impl FrameAllocator {
     pub fn new(regions: &[(Pfn, u64)], cores: usize, marks: Option<Marks>) -> Self {
         let map = FrameMap::new(regions);
         let states = States::new(map.frames());
-        let mut pool = Pool::new(map.blocks());
+        let low_blocks = map.blocks_below(FOUR_GIB);
+        let mut pool = Pool::new(map.blocks(), low_blocks);
         let total_frames = set_free(&map, &states, &mut pool, regions);
         let marks = marks
             .and_then(|marks| marks.fits(total_frames).ok())
             .unwrap_or_else(|| Marks::for_memory(total_frames));
-        Self {
-            low_blocks: map.blocks_below(FOUR_GIB),
-            map,
-            states,
-            stock: Stock::new(pool, total_frames, cores, marks),
-        }
+        Self { low_blocks, map, states, stock: Stock::new(pool, total_frames, cores, marks) }
     }
 
     /// Heap bytes that [`FrameAllocator::new`] needs for `regions` and `cores`, within a few KiB; a little

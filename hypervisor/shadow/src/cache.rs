@@ -21,7 +21,8 @@ use crate::reclaim::Share;
 
 /// Frames brought into a guest's stash at a time: a few operations' worth, so that most fills take none.
 pub const SUPPLY_FRAMES: usize = 3 * FRAMES_PER_OPERATION;
-/// Frames that a guest may hold beyond what it may keep: those that are ready for its next operations.
+/// Frames for each virtual processor of a guest beyond what the guest may keep: those that are ready for its next operations,
+/// or on the way there.
 pub const FRAMES_BEYOND_KEPT: u64 = STASH_MAX as u64;
 /// The smallest budget for each virtual processor, in frames: with less a guest can starve between others.
 pub const BUDGET_FRAMES_PER_VCPU: u64 = (2 * PAGES_MIN as u64 + FRAMES_BEYOND_KEPT).next_multiple_of(16);
@@ -153,7 +154,7 @@ pub trait Cache {
     /// worth. Returns how many pages went, and how many frames the allocator has of it.
     fn take_batch(&self, victim: &Self::Tenant) -> (u32, u64) {
         self.with(victim, |mmu, host| {
-            let kept_pages = (victim.share().kept_frames / 2) as u32;
+            let kept_pages = victim.share().kept_frames.div_ceil(2) as u32;
             let above = mmu.live_pages().saturating_sub(kept_pages);
             let gone = if above > 0 { mmu.reclaim(host, BATCH_PAGES.min(above)) } else { 0 };
             (gone, give_excess_back(self, victim, mmu, host))
@@ -184,16 +185,25 @@ pub(crate) fn shrink<C: Cache + ?Sized>(cache: &C) -> u64 {
     let mut gained = 0;
     // Those that had nothing to give, by number.
     let mut exhausted = 0_u64;
-    while cache.frames().shortfall_frames() > 0 {
-        let Some(victim) = cache.next_guest(exhausted) else { break };
-        let (gone, returned) = cache.take_batch(&victim);
-        gained += returned.max(gone.into());
-        if gone == 0 && returned == 0 {
-            // Its excess is what it needs to go on.
-            exhausted |= 1 << (victim.id().index() % 64);
-        }
+    while cache.frames().shortfall_frames() > 0
+        && let Some(more) = take_from_largest(cache, &mut exhausted)
+    {
+        gained += more;
     }
     gained
+}
+
+/// One batch, from whoever has most beyond what it may keep: how many frames or shadow pages came free, `None` if nobody has
+/// any to give. `exhausted`: those that were found to have none, by number.
+fn take_from_largest<C: Cache + ?Sized>(cache: &C, exhausted: &mut u64) -> Option<u64> {
+    loop {
+        let victim = cache.next_guest(*exhausted)?;
+        match cache.take_batch(&victim) {
+            // Its excess is what it needs to go on.
+            (0, 0) => *exhausted |= 1 << (victim.id().index() % 64),
+            (gone, returned) => return Some(returned.max(gone.into())),
+        }
+    }
 }
 
 /// A guest at its own cap gives from its own; and what waits for a flush gets it.
@@ -245,12 +255,16 @@ fn release<H: Host>(mmu: &mut Mmu, host: &H) {
 #[cold]
 fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), Starved> {
     let owner = Owner::Shadow(tenant.id());
-    let frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Guest).or_else(|| {
-        cache.shrink();
-        // There may be many free frames, and few of these: the next one is worth more than the mark.
-        cache.frames().alloc_below_4g(tenant.id(), Claim::Begun)
-    });
-    let frame = frame.ok_or(Starved)?;
+    let mut frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Guest);
+    let mut exhausted = 0;
+    while frame.is_none() {
+        // There may be many free frames, and none of these: reclaim goes on until one comes, whatever the marks say.
+        frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Begun);
+        if frame.is_none() {
+            take_from_largest(cache, &mut exhausted).ok_or(Starved)?;
+        }
+    }
+    let Some(frame) = frame else { return Err(Starved) };
     cache.with(tenant, |mmu, _| {
         // A stash that takes no more has others to give for it.
         let mut low = Err(frame);

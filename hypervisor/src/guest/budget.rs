@@ -23,12 +23,10 @@ pub fn apply<'a>(config: &HypervisorConfig, guests: impl Iterator<Item = &'a Gue
                 .and_then(|marks| allocator.set_budget(marks, least))
         }
         None => {
-            let pick = |own: Option<u32>, default| own.map_or(default, u64::from);
-            let marks = Marks::new(
-                pick(config.min_frames, default.min_frames()),
-                pick(config.low_frames, default.low_frames()),
-                pick(config.high_frames, default.high_frames()),
-            );
+            let [min, low, high] =
+                [config.min_frames, config.low_frames, config.high_frames].map(|mark| mark.map(u64::from));
+            // Not of all there is: the guests have their RAM.
+            let marks = default.with(min, low, high).and_then(|marks| marks.fits(allocator.free_frames()));
             marks.and_then(|marks| allocator.set_marks(marks))
         }
     };

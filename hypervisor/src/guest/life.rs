@@ -275,14 +275,19 @@ fn finish() -> ! {
             log::error!("guest {name} did not end as its manifest expects");
         }
     }
-    let missing = FREE_AT_REST.load(Ordering::Relaxed).saturating_sub(frames::allocator().free_frames());
-    if missing != 0 {
-        log::error!("{missing} frames did not come back from the guests: a leak of the hypervisor's");
+    let (at_rest, free) = (FREE_AT_REST.load(Ordering::Relaxed), frames::allocator().free_frames());
+    if free < at_rest {
+        log::error!(
+            "{} frames did not come back from the guests: a leak of the hypervisor's",
+            at_rest - free
+        );
+    } else if free > at_rest {
+        log::error!("{} frames too many came back from the guests: our own error", free - at_rest);
     }
     if failed.is_empty() {
         log::info!("all guests ended as expected");
     }
-    power::exit(u8::from(!failed.is_empty()))
+    power::exit(u8::from(!failed.is_empty() || free != at_rest))
 }
 
 /// How a guest ended, in words.

@@ -52,7 +52,7 @@ pub struct Line {
     pub heap_bytes: usize,
 }
 
-/// Held for a few instructions at a time, never on the exit or fill path.
+/// Held for a few instructions at a time; on the fill path only where reclaim looks for the next guest.
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
 /// Enters the manifest's guests, none of them running.

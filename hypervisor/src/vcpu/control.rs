@@ -203,8 +203,8 @@ impl Vcpu {
         Next::Leave(self.stop(
             core,
             vmcs,
-            &"no frames are left for its shadow pages: raise shadow_frames or its cap in the manifest, or give \
-              the machine more memory",
+            &"no frames are left for its shadow pages: in the manifest raise shadow_frames or its cap, or lower \
+              min_frames or what is guaranteed to others; or give the machine more memory",
         ))
     }
 

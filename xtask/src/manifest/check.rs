@@ -98,6 +98,15 @@ impl Checker<'_> {
             }
         }
         let marks = [&table.min_frames, &table.low_frames, &table.high_frames];
+        if table.shadow_frames.is_some() {
+            for (mark, key) in marks.iter().zip(["min_frames", "low_frames", "high_frames"]) {
+                if let Some(mark) = mark {
+                    let what =
+                        format!("`{key}` is not used beside `shadow_frames`, which makes marks of its own");
+                    self.report(mark.span(), &what, "never read", "leave one of the two out");
+                }
+            }
+        }
         let given: Vec<_> = marks.into_iter().flatten().collect();
         for pair in given.windows(2) {
             if pair[1].get_ref() <= pair[0].get_ref() {
@@ -186,7 +195,7 @@ impl Checker<'_> {
             .iter()
             .map(|guest| {
                 let guarantee = guest.shadow_guarantee_frames.unwrap_or(0);
-                smallest(guest).max(u64::from(guarantee) + FRAMES_BEYOND_KEPT)
+                smallest(guest).max(u64::from(guarantee) + u64::from(guest.vcpus) * FRAMES_BEYOND_KEPT)
             })
             .sum::<u64>();
         let frames = u64::from(*budget.get_ref());
@@ -197,7 +206,7 @@ impl Checker<'_> {
                 "{frames} frames for shadow pages are too few: a virtual processor cannot do with fewer than \
                  {BUDGET_FRAMES_PER_VCPU}"
             );
-            self.report(budget.span(), &what, "the budget", &format!("give at least {least}"));
+            self.report(budget.span(), &what, "the budget", &format!("give at least {guaranteed}"));
         } else if frames < guaranteed {
             let what =
                 format!("{frames} frames for shadow pages are fewer than what is guaranteed to the guests");

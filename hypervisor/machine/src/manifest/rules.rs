@@ -216,7 +216,7 @@ impl HypervisorConfig {
         if let Some((name, _)) = counts.into_iter().find(|(_, value)| *value == Some(0)) {
             return Err(Rule::Zero(name));
         }
-        // A mark that is not given is the hypervisor's choice, made to fit: only given ones are compared.
+        // A mark that is not given follows from the others: only given ones are compared.
         let mut below = None;
         for mark in [self.min_frames, self.low_frames, self.high_frames].into_iter().flatten() {
             if below.is_some_and(|below| mark <= below) {

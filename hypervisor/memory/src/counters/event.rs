@@ -60,7 +60,7 @@ events! {
     Interrupt "interrupts" "external interrupts injected";
     Exception "exceptions" "exceptions injected";
     NmiInjected "nmis_injected" "non-maskable interrupts injected";
-    GuestEnded "guests_ended" "guests that ended by themselves";
+    GuestEnded "guests_ended" "guests that ended, for whatever reason";
     GuestStopped "guests_stopped" "guests stopped for what they did";
 }
 

@@ -43,7 +43,7 @@ impl fmt::Display for MarksError {
             Self::TooHigh { high_frames, total_frames } => write!(
                 f,
                 "the high mark of {high_frames} frames is not below the {total_frames} frames there are; \
-                 lower the marks or give the machine more memory"
+                 lower the marks, or give the guests less memory or the machine more"
             ),
         }
     }
@@ -71,6 +71,23 @@ impl Marks {
         let min_frames = (total_frames / 512).clamp(32, 4096).min(total_frames / 8);
         let step = min_frames.max(1);
         Self { min_frames, low_frames: min_frames + step, high_frames: min_frames + 2 * step }
+    }
+
+    /// These marks, but for those that are given; what is not given follows them: `min` stays or goes below them, `low` is
+    /// twice and `high` three times as far up, or `low` in the middle.
+    ///
+    /// # Errors
+    /// [`MarksError::Order`] if those that are given do not ascend, or leave no room.
+    pub fn with(self, min: Option<u64>, low: Option<u64>, high: Option<u64>) -> Result<Self, MarksError> {
+        if (min, low, high) == (None, None, None) {
+            return Ok(self);
+        }
+        let below = low.map(|low| low / 2).or(high.map(|high| high / 3)).unwrap_or(u64::MAX);
+        let min = min.unwrap_or(self.min_frames.min(below));
+        let middle = high.map(|high| min.saturating_add(high.saturating_sub(min) / 2));
+        let low = low.or(middle).unwrap_or(min.saturating_add(min.max(1)));
+        let high = high.unwrap_or(low.saturating_add(low.saturating_sub(min)));
+        Self::new(min, low, high)
     }
 
     /// The marks that leave `budget_frames` of `available_frames` to whoever asks, and never less than `least_frames`
@@ -165,6 +182,23 @@ mod tests {
         assert_eq!(marks(10_000, 800, 900), Marks::new(9_200, 9_201, 9_202).unwrap());
         assert_eq!(marks(1_000, 20_000, 840), Marks::new(100, 115, 130).unwrap());
         assert!(Marks::for_budget(u64::MAX, 0, 0, 0).is_err());
+    }
+
+    #[test]
+    fn marks_that_are_not_given_follow_those_that_are() {
+        let default = Marks::new(500, 1000, 1500).unwrap();
+        let with = |min, low, high| {
+            default.with(min, low, high).map(|m| (m.min_frames, m.low_frames, m.high_frames))
+        };
+        assert_eq!(with(None, None, None), Ok((500, 1000, 1500)));
+        assert_eq!(with(Some(5000), None, None), Ok((5000, 10_000, 15_000)));
+        assert_eq!(with(None, Some(600), None), Ok((300, 600, 900)));
+        assert_eq!(with(None, Some(4000), None), Ok((500, 4000, 7500)));
+        assert_eq!(with(None, None, Some(900)), Ok((300, 600, 900)));
+        assert_eq!(with(Some(10), None, Some(20)), Ok((10, 15, 20)));
+        assert_eq!(with(Some(1), Some(2), Some(3)), Ok((1, 2, 3)));
+        assert!(with(Some(7), Some(7), None).is_err() && with(None, None, Some(1)).is_err());
+        assert!(with(Some(u64::MAX), None, None).is_err());
     }
 
     #[test]

@@ -15,9 +15,11 @@ const GROUPS: usize = BLOCK_PAGES as usize / BATCH_FRAMES;
 const FULL: u32 = u32::MAX >> (u32::BITS as usize - BATCH_FRAMES);
 
 /// Free frames, by dense index. Single frames come from blocks already broken as long as there are any, so
-/// that whole blocks stay for guests; both come from high addresses first, so that frames below 4 GiB stay
-/// for those who need them.
+/// that whole blocks stay for guests; but from blocks below 4 GiB only once there are no others, so that those stay
+/// for who needs them.
 pub struct Pool {
+    /// Blocks below this one lie below 4 GiB.
+    low_blocks: usize,
     /// A set bit for each free frame of a block, by group.
     bitmaps: Vec<[u32; GROUPS]>,
     /// How many of a block's frames are free.
@@ -31,9 +33,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `blocks` blocks, with no frame in it.
-    pub fn new(blocks: usize) -> Self {
+    /// A pool of `blocks` blocks, the first `low_blocks` of them below 4 GiB, with no frame in it.
+    pub fn new(blocks: usize, low_blocks: usize) -> Self {
         Self {
+            low_blocks,
             bitmaps: vec![[0; GROUPS]; blocks],
             free: vec![0; blocks],
             whole: BitSet::new(blocks),
@@ -80,7 +83,7 @@ impl Pool {
 
     /// Takes a frame from one of the first `limit` blocks, if it can be from a group that is not full.
     pub fn take(&mut self, limit: usize) -> Option<u32> {
-        let block = self.broken.last_below(limit).or_else(|| self.whole.last_below(limit))?;
+        let block = self.next_block(limit)?;
         let groups = &mut self.bitmaps[block];
         let broken = groups.iter().position(|&bits| bits != 0 && bits != FULL);
         let group = broken.or_else(|| groups.iter().position(|&bits| bits != 0))?;
@@ -90,13 +93,23 @@ impl Pool {
         Some(first_of(block, group) + bit)
     }
 
+    /// The one of the first `limit` blocks of which a frame is to be taken.
+    fn next_block(&self, limit: usize) -> Option<usize> {
+        let last = |set: &BitSet| set.last_below(limit);
+        let high = |set: &BitSet| last(set).filter(|&block| block >= self.low_blocks);
+        high(&self.broken)
+            .or_else(|| high(&self.whole))
+            .or_else(|| last(&self.broken))
+            .or_else(|| last(&self.whole))
+    }
+
     /// Takes all frames of a full group; the first of them. `None` if there is none, or none without breaking a whole
     /// block while others are broken already.
     pub fn take_group(&mut self) -> Option<u32> {
-        let block = self.grouped.last_below(usize::MAX).or_else(|| {
-            let may_break = self.broken.last_below(usize::MAX).is_none();
-            self.whole.last_below(usize::MAX).filter(|_| may_break)
-        })?;
+        let next = self.next_block(usize::MAX)?;
+        let alike = |&block: &usize| (block >= self.low_blocks) == (next >= self.low_blocks);
+        let whole = self.free[next] == WHOLE;
+        let block = if whole { next } else { self.grouped.last_below(usize::MAX).filter(alike)? };
         let group = self.bitmaps[block].iter().position(|&bits| bits == FULL)?;
         self.bitmaps[block][group] = 0;
         self.recount(block, self.free[block] - BATCH_FRAMES as u16);
@@ -159,7 +172,7 @@ mod tests {
     use super::*;
 
     fn full(blocks: usize) -> Pool {
-        let mut pool = Pool::new(blocks);
+        let mut pool = Pool::new(blocks, 0);
         (0..blocks as u32 * 512).for_each(|index| pool.put(index));
         pool
     }
@@ -174,6 +187,19 @@ mod tests {
         assert_eq!(pool.take(usize::MAX), None);
         taken.into_iter().for_each(|index| pool.put(index));
         assert_eq!(pool.take_block(), Some(1024));
+    }
+
+    #[test]
+    fn blocks_below_4_gib_are_broken_last_and_eaten_last() {
+        let mut pool = Pool::new(3, 2);
+        (0..3 * 512).for_each(|index| pool.put(index));
+        // Somebody needs one from below.
+        assert_eq!(pool.take(2).map(|index| index / 512), Some(1));
+        assert_eq!(pool.take_group().map(|index| index / 512), Some(2));
+        assert!((0..480).all(|_| pool.take(usize::MAX).is_some_and(|index| index / 512 == 2)));
+        assert_eq!(pool.take_group().map(|index| index / 512), Some(1));
+        assert!((0..479).all(|_| pool.take(usize::MAX).is_some_and(|index| index / 512 == 1)));
+        assert_eq!(pool.take(usize::MAX).map(|index| index / 512), Some(0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which guest gives next, and which of its pages: pure functions of what is seen, so that the order can be read,
 //! and tested against golden lists.
 //!
-//! KVM's shrinker took the oldest page of the first guest, one a call, whether in use or not, and was removed in 2024.
+//! KVM's shrinker took the first guest's oldest pages, whether in use or not, and was removed in 2024.
 
 use crate::pages::{PageId, Shelf};
 

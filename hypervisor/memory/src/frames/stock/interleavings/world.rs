@@ -125,7 +125,7 @@ impl Start {
     /// `frames` free ones and two caches, both open with a batch each; a third core has none. Every core holds a frame.
     pub fn open(frames: impl Iterator<Item = u32>) -> Self {
         let frames: Vec<u32> = frames.collect();
-        let mut pool = Pool::new(BLOCKS);
+        let mut pool = Pool::new(BLOCKS, 0);
         frames.iter().for_each(|&index| pool.put(index));
         let lowest = marks(0, 1, 2);
         let stock = Stock::new(pool, frames.len() as u64, 2, lowest);
