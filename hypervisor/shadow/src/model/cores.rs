@@ -1,6 +1,6 @@
-//! Several guests on several threads at once: each thread is a core of the machine, and what is the hypervisor's there is
-//! as the hypervisor has it: a lock for each guest's MMU, a presence for each vCPU, a list of the guests that run.
-//! The frame allocator, the counters and [`crate::cache`] are the real ones.
+//! Several guests on several threads at once: each thread is a core of the machine, and what is the hypervisor's
+//! there is as the hypervisor has it: a lock for each guest's MMU, a presence for each vCPU, a list of the guests
+//! that run. The frame allocator, the counters and [`crate::cache`] are the real ones.
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! The cache of all guests' shadow pages on four threads at once: guests that work, and cores that reclaim from each
-//! other's guests meanwhile. Every page of a guest holds a number that the guest knows, so a translation that outlives its
-//! table, or leads to another page, is seen.
+//! other's guests meanwhile. Every page of a guest holds a number that the guest knows, so a translation that
+//! outlives its table, or leads to another page, is seen.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
