@@ -1,6 +1,7 @@
 //! The whole MMU on the model machine of [`crate::model`]: guests written by hand, and random ones.
 
 mod audit;
+mod bound;
 mod cache;
 mod contents;
 mod cores;

@@ -35,6 +35,7 @@ pub enum Policy {
 /// A guest, and what it counts for the comparison.
 pub struct Guest {
     id: GuestId,
+    vcpus: u32,
     held_frames: AtomicU64,
     guarantee_frames: u64,
     pub machine: RefCell<Machine>,
@@ -49,7 +50,7 @@ impl Tenant for Guest {
         self.id
     }
     fn vcpus(&self) -> u32 {
-        1
+        self.vcpus
     }
     fn held_frames(&self) -> &AtomicU64 {
         &self.held_frames
@@ -80,6 +81,8 @@ pub struct Tenants<'a> {
 pub struct Setup {
     /// RAM of each guest, in blocks of 2 MiB.
     pub blocks: u64,
+    /// Virtual processors of each guest.
+    pub vcpus: u32,
     /// Most shadow pages of a guest.
     pub pages_max: u32,
     /// Frames for the shadow pages of all.
@@ -92,14 +95,15 @@ impl<'a> Tenants<'a> {
     /// A guest for each of `guarantees`, the frames that reclaim for others leaves to it. Guests are on the cores of
     /// `counters` in turn.
     pub fn new(counters: &'a Counters, setup: Setup, guarantees: &[u64]) -> Tenants<'a> {
-        let Setup { blocks, pages_max, budget_frames, policy } = setup;
+        let Setup { blocks, vcpus, pages_max, budget_frames, policy } = setup;
         let writers: Vec<Writer<'a>> = (0..).map_while(|core| counters.writer(core)).collect();
         let tables: Rc<Frames> = Rc::default();
         let guest = |(number, &guarantee_frames)| {
-            let mut machine = Machine::configured(blocks, config(pages_max, 1));
+            let mut machine = Machine::configured(blocks, config(pages_max, vcpus));
             machine.host.frames = Rc::clone(&tables);
             Rc::new(Guest {
                 id: GuestId::new(number).unwrap_or_else(|| unreachable!("so few guests have numbers")),
+                vcpus,
                 held_frames: AtomicU64::new(0),
                 guarantee_frames,
                 machine: RefCell::new(machine),
@@ -122,6 +126,14 @@ impl<'a> Tenants<'a> {
             policy,
             turn: Cell::new(0),
             core: Cell::new(0),
+        }
+    }
+
+    /// From here on the guest's vCPU number `vcpu` is the one that acts.
+    pub fn turn_to(&self, number: usize, vcpu: u8) {
+        let machine = &mut *self.guests[number].machine.borrow_mut();
+        while machine.cpu.vcpu != vcpu {
+            machine.next_vcpu();
         }
     }
 

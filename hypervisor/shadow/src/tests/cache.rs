@@ -10,7 +10,7 @@ use super::guest::FLAGS;
 use crate::model::machine::{Landed, READ, WRITE, identity};
 use crate::model::tenants::{Policy, Setup, Tenants};
 use crate::paging::bits;
-use crate::{Mode, PAGES_MIN, PAGES_PER_INSTRUCTION, Paging, fills_max};
+use crate::{Mode, Paging};
 
 /// RAM of a guest, in blocks.
 const BLOCKS: u64 = 4;
@@ -21,11 +21,11 @@ const TABLES_MAX: u64 = 512;
 /// The pages that they map.
 const DATA: u64 = 0x40_0000;
 /// A guest's roots: of the process, of its fork, which may not write, and of the same in PAE paging.
-const PARENT: u64 = 0x1_0000;
+pub const PARENT: u64 = 0x1_0000;
 const FORK: u64 = 0x1_8000;
 const PAE: u64 = 0x1_c000;
 /// Where a process has its leaf tables.
-const PROCESS: u64 = 1 << 39;
+pub const PROCESS: u64 = 1 << 39;
 /// Where they are in PAE paging.
 const PAE_PROCESS: u64 = 1 << 30;
 
@@ -42,7 +42,7 @@ impl Random {
 }
 
 /// A guest's processes: one, its fork, and the same tables in PAE paging.
-fn processes() -> [Paging; 3] {
+pub fn processes() -> [Paging; 3] {
     let four = |cr3| Paging {
         mode: Mode::FourLevel,
         cr3,
@@ -83,7 +83,7 @@ fn start(tenants: &Tenants<'_>, number: usize) {
 }
 
 /// Four guests that have started.
-fn four<'a>(counters: &'a Counters, setup: Setup, guarantees: [u64; 4]) -> Tenants<'a> {
+pub fn four<'a>(counters: &'a Counters, setup: Setup, guarantees: [u64; 4]) -> Tenants<'a> {
     let tenants = Tenants::new(counters, setup, &guarantees);
     (0..4).for_each(|number| start(&tenants, number));
     tenants
@@ -95,7 +95,7 @@ fn entry(table: u64, index: u64) -> u64 {
 }
 
 /// A page of data.
-fn page(number: u64) -> u64 {
+pub fn page(number: u64) -> u64 {
     DATA + number % (2 * 512) * 0x1000
 }
 
@@ -154,10 +154,10 @@ fn work(
 /// Frames that a budget of all there is makes.
 const PLENTY: u64 = 16_384;
 /// The smallest legal budget: 128 frames for each vCPU.
-const SMALLEST: u64 = 4 * 128;
+pub const SMALLEST: u64 = 4 * 128;
 
-fn setup(budget_frames: u64, policy: Policy) -> Setup {
-    Setup { blocks: BLOCKS, pages_max: 4096, budget_frames, policy }
+pub fn setup(budget_frames: u64, policy: Policy) -> Setup {
+    Setup { blocks: BLOCKS, vcpus: 1, pages_max: 4096, budget_frames, policy }
 }
 
 /// Four guests work in turn; their checksums, the most frames they held, and how many batches were reclaimed.
@@ -228,7 +228,7 @@ fn a_hundred_thousand_reclaims_lose_nothing() {
 }
 
 /// Fills that guest `number` took for `accesses` accesses, round robin or at random, to so many leaf tables.
-fn touch(tenants: &Tenants<'_>, number: usize, random: &mut Random, tables: u64, accesses: u64) {
+pub fn touch(tenants: &Tenants<'_>, number: usize, random: &mut Random, tables: u64, accesses: u64) {
     for i in 0..accesses {
         let table = if random.0 == 0 { i % tables } else { random.below(tables) };
         tenants.access(number, Gva(PROCESS + (table << 21)), READ);
@@ -321,56 +321,4 @@ fn fewer_pages_are_made_again_than_by_first_guest_and_oldest_page() {
 
 fn fewer(ours: u64, other: u64) -> f64 {
     100.0 * (1.0 - ours as f64 / other as f64)
-}
-
-/// An instruction that needs as many tables at once as one can, in a guest that has the fewest pages it may have, between
-/// others that use all that they can get: the fills until it retires.
-#[test]
-fn an_instruction_retires_within_the_bound() {
-    // Twelve ways, each through tables of its own at all three levels below the root.
-    let ways = u64::from(PAGES_PER_INSTRUCTION - 1) / 3;
-    let way = |number: u64| Gva((number + 2) << 39 | number << 30 | number << 21);
-    let counters = Counters::new(4);
-    let pages_max = PAGES_MIN;
-    let setup = Setup { pages_max, ..setup(SMALLEST, Policy::Ours) };
-    let tenants = four(&counters, setup, [0; 4]);
-    let mut random = Random(41);
-    {
-        let machine = tenants.guests[0].machine.borrow();
-        for number in 0..ways {
-            let tables = 0x5_0000 + number * 0x3000;
-            machine.poke(PARENT + 8 * (number + 2), tables | FLAGS);
-            machine.poke(tables + 8 * number, (tables + 0x1000) | FLAGS);
-            machine.poke(tables + 0x1000 + 8 * number, (tables + 0x2000) | FLAGS);
-            machine.poke(tables + 0x2000, page(number) | FLAGS);
-        }
-    }
-    let mut worst = 0;
-    for round in 0..3000 {
-        // What came before, of all kinds: other leaf tables, hot and cold, in no order.
-        for _ in 0..random.below(60) {
-            let table = random.below(1 + round % 40);
-            tenants.access(0, Gva(PROCESS + (table << 21)), READ);
-            if random.below(3) == 0 {
-                tenants.access(0, way(random.below(ways)), READ);
-            }
-        }
-        let other = 1 + round as usize % 3;
-        touch(&tenants, other, &mut random, 100, 20);
-        let before = tenants.guests[0].fills.get();
-        // The instruction starts anew after each fault.
-        while !(0..ways).all(|number| tenants.attempt(0, way(number), READ).is_some()) {
-            assert!(
-                tenants.guests[0].fills.get() - before <= u64::from(fills_max(pages_max)),
-                "round {round}"
-            );
-        }
-        worst = worst.max(tenants.guests[0].fills.get() - before);
-    }
-    tenants.audit();
-    println!(
-        "an instruction with {ways} ways, {PAGES_PER_INSTRUCTION} tables, in {pages_max} pages: {worst} fills at most; the \
-         bound is {}",
-        fills_max(pages_max)
-    );
 }
