@@ -157,9 +157,9 @@ pub struct Shared {
 impl Shared {
     /// A machine of so many cores, with `budget_frames` for the shadow pages of all guests.
     pub fn new(cores: usize, budget_frames: u64) -> Shared {
-        let step = (budget_frames / 16).clamp(8, 256);
-        let marks = Marks::new(KEPT_FRAMES, KEPT_FRAMES + step, KEPT_FRAMES + 2 * step).ok();
         let all = budget_frames + KEPT_FRAMES;
+        // What guests will keep is not known yet.
+        let marks = Marks::for_budget(all, budget_frames, 0, KEPT_FRAMES).ok();
         let frames = FrameAllocator::new(&[(FIRST_FRAME, all)], cores, marks);
         Shared {
             at_rest: frames.free_frames(),
