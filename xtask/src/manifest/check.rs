@@ -16,6 +16,10 @@ use crate::payload::{OWN_GUESTS, OwnGuest};
 
 /// Memory of the machine that is not for guests: the hypervisor, the payload, the shadow pages.
 const RESERVE_MIB: u64 = 64;
+/// What of it is the hypervisor's and the payload's.
+const OWN_MIB: u64 = 32;
+/// Frames in a MiB.
+const FRAMES_PER_MIB: u64 = 256;
 /// Guest memory where the manifest gives none.
 const MEMORY_DEFAULT: u64 = 128 << 20;
 
@@ -26,7 +30,7 @@ pub fn check(source: &Source, limits: &Limits) -> Result<Plan, Problems> {
     let mut checker = Checker { source, limits, problems: Vec::new() };
     let hypervisor = checker.hypervisor(&document.hypervisor);
     let guests = checker.guests(&document.guest);
-    checker.shadow_budget(&document.hypervisor, &guests);
+    checker.shadow_room(&document, &guests);
     if checker.problems.is_empty() {
         Ok(Plan { source: source.clone(), hypervisor, guests })
     } else {
@@ -187,8 +191,7 @@ impl Checker<'_> {
     }
 
     /// A guest that cannot get what one operation of its shadow MMU needs is stopped: better said before it runs.
-    fn shadow_budget(&mut self, table: &HypervisorTable, guests: &[Guest]) {
-        let Some(budget) = &table.shadow_frames else { return };
+    fn shadow_room(&mut self, document: &Document, guests: &[Guest]) {
         let smallest = |guest: &Guest| u64::from(guest.vcpus) * BUDGET_FRAMES_PER_VCPU;
         let least = guests.iter().map(smallest).sum();
         let guaranteed = guests
@@ -198,6 +201,9 @@ impl Checker<'_> {
                 smallest(guest).max(u64::from(guarantee) + u64::from(guest.vcpus) * FRAMES_BEYOND_KEPT)
             })
             .sum::<u64>();
+        let Some(budget) = &document.hypervisor.shadow_frames else {
+            return self.shadow_memory(document, guests, guaranteed.div_ceil(FRAMES_PER_MIB));
+        };
         let frames = u64::from(*budget.get_ref());
         if frames == 0 {
             // Told already.
@@ -213,6 +219,34 @@ impl Checker<'_> {
             let remedy = format!("give at least {guaranteed}, or lower a shadow_guarantee");
             self.report(budget.span(), &what, "the budget", &remedy);
         }
+    }
+
+    /// Without a budget, what is guaranteed must be there beside the guests' memory.
+    fn shadow_memory(&mut self, document: &Document, guests: &[Guest], guaranteed_mib: u64) {
+        let Some(machine_mib) = self.limits.memory_mib else { return };
+        let sum_mib = guests.iter().fold(0u64, |sum, guest| sum.saturating_add(guest.memory_bytes >> 20));
+        let left_mib = u64::from(machine_mib).saturating_sub(sum_mib).saturating_sub(OWN_MIB);
+        if guaranteed_mib <= left_mib || sum_mib.saturating_add(RESERVE_MIB) > u64::from(machine_mib) {
+            // There, or too much memory for guests, which is told already.
+            return;
+        }
+        let largest = document.guest.iter().max_by_key(|table| {
+            let guarantee = table.get_ref().shadow_guarantee.as_ref();
+            guarantee.map_or(0, |guarantee| *guarantee.get_ref())
+        });
+        let span = largest.map_or(0..0, |table| match &table.get_ref().shadow_guarantee {
+            Some(guarantee) => guarantee.span(),
+            None => header(&table.span()),
+        });
+        let needed_mib = (sum_mib + OWN_MIB + guaranteed_mib).next_multiple_of(64);
+        self.report(
+            span,
+            &format!(
+                "the guests' shadow pages must have {guaranteed_mib} MiB, and {left_mib} MiB are left beside their memory"
+            ),
+            "the largest guarantee",
+            &format!("lower it, give the guests less memory, or the machine more: `--memory {needed_mib}`"),
+        );
     }
 
     fn guest(&mut self, span: Range<usize>, table: &GuestTable) -> Guest {

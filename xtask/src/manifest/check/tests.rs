@@ -281,6 +281,16 @@ fn shadow_shares() {
         &guest("shadow_guarantee = 9\nshadow_cap = 8"),
         "4: the shadow guarantee is above the cap [the guarantee] help: lower the one or raise the other",
     );
+    one(
+        &guest("shadow_guarantee = 4000000000"),
+        "4: the guests' shadow pages must have 15625001 MiB, and 976 MiB are left beside their memory [the largest \
+         guarantee] help: lower it, give the guests less memory, or the machine more: `--memory 15625088`",
+    );
+    one(
+        &(String::from("[hypervisor]\nshadow_frames = 500\nlow_frames = 9\n") + &guest("")),
+        "3: `low_frames` is not used beside `shadow_frames`, which makes marks of its own [never read] help: leave one \
+         of the two out",
+    );
     one(&guest("shadow_cap = 0"), "4: the shadow cap is 0 [here] help: give at least 1, or leave it out");
 }
 
