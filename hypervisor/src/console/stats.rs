@@ -110,6 +110,16 @@ fn rows() -> Vec<Row> {
     })
 }
 
+/// All guests, what their MMUs hold, and all counters with what those have counted.
+fn counted() -> (Vec<Row>, Vec<Shadow>, Vec<Total>) {
+    registry::settled(|| {
+        let rows = rows();
+        let shadows: Vec<Shadow> = rows.iter().map(Row::shadow).collect();
+        let totals = totals(&shadows).filter(|total| total.sum > 0).collect();
+        (rows, shadows, totals)
+    })
+}
+
 /// Prints all guests on a line each.
 pub fn list(_core: &Core) {
     raw(format_args!(
@@ -181,7 +191,7 @@ impl fmt::Display for Pages {
 
 /// Prints everything that was counted.
 pub fn print(core: &Core) {
-    let rows = rows();
+    let (rows, _, mut totals) = counted();
     let allocator = frames::allocator();
     let marks = allocator.marks();
     let counters = schedule::counters();
@@ -211,8 +221,6 @@ pub fn print(core: &Core) {
     for row in &rows {
         guest(row);
     }
-    let live: Vec<Shadow> = rows.iter().map(Row::shadow).collect();
-    let mut totals: Vec<Total> = totals(&live).filter(|total| total.sum > 0).collect();
     // Each kind in the order of its frequency; the sort keeps the declared order where they are equal.
     totals.sort_by_key(|total| (total.name.starts_with("exit_"), core::cmp::Reverse(total.sum)));
     let exits: u64 =
@@ -305,10 +313,8 @@ pub fn tick(now_ns: u64) -> u64 {
     // A line that came late makes up for it, unless it missed the next one's time.
     let next_ns = if due_ns + interval_ns > now_ns { due_ns + interval_ns } else { now_ns + interval_ns };
     NEXT_NS.store(next_ns, Ordering::Relaxed);
-    let rows = rows();
-    let shadows: Vec<Shadow> = rows.iter().map(Row::shadow).collect();
+    let (rows, shadows, counts) = counted();
     let reasons: Vec<_> = rows.iter().map(Row::exits_by_reason).collect();
-    let counts: Vec<Total> = totals(&shadows).filter(|total| total.sum > 0).collect();
     // Nothing in there takes a lock: its holder may be waiting to print.
     serial::write_line_with(|out| {
         // A port that takes nothing any more is dealt with there.

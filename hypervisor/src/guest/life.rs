@@ -175,13 +175,16 @@ fn gone(core: &Core, guest: Arc<Guest>) {
     let place = guest.id.index();
     let end = guest.ends().unwrap_or(End::Crash);
     let (exits, ticks) = (guest.exits(), time::tsc().saturating_sub(guest.start_tsc()));
-    registry::with(|lines| {
-        lines[place].phase = Phase::Ending;
-        lines[place].guest = None;
+    let mut counted = Stats::default();
+    registry::hand_over(|| {
+        registry::with(|lines| {
+            lines[place].phase = Phase::Ending;
+            lines[place].guest = None;
+        });
+        counted = *guest.mmu.lock().stats();
+        account::close(&core.writer, &Stats::default(), &counted);
     });
-    // From here on it is in no sum but this one; what taking it down counts comes on top.
-    let counted = *guest.mmu.lock().stats();
-    account::close(&core.writer, &Stats::default(), &counted);
+    // What taking it down counts comes on top.
     if let Some(leak) = start::dispose(&guest, core) {
         log::error!("guest {}: {leak}", guest.name());
     }

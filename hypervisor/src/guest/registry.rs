@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use machine::manifest::{End, GuestConfig};
 use shadow::cache::Tenant;
@@ -71,6 +72,32 @@ pub fn enter(configs: &[GuestConfig]) {
         .collect();
 }
 
+/// Guests that have begun to hand what they counted over to the cores' counters, and those that are through.
+static LEAVING: AtomicU64 = AtomicU64::new(0);
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// Calls `f`, which takes a guest off the registry and hands what it counted over to the cores' counters.
+pub fn hand_over(f: impl FnOnce()) {
+    LEAVING.fetch_add(1, Ordering::SeqCst);
+    f();
+    LEFT.fetch_add(1, Ordering::SeqCst);
+}
+
+/// What `read` finds while no guest hands its counts over: each guest is in the registry or in the cores' counters, not in
+/// both. Waits for who is at it; nobody waits for the reader.
+pub fn settled<R>(mut read: impl FnMut() -> R) -> R {
+    loop {
+        let left = LEFT.load(Ordering::SeqCst);
+        if LEAVING.load(Ordering::SeqCst) == left {
+            let found = read();
+            if LEAVING.load(Ordering::SeqCst) == left {
+                return found;
+            }
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Calls `f` with all lines.
 pub fn with<R>(f: impl FnOnce(&mut [Line]) -> R) -> R {
     f(&mut LINES.lock())
@@ -96,7 +123,7 @@ pub fn next_guest(without: u64) -> Option<Arc<Guest>> {
 /// The running guest that is first in turn.
 #[cfg(feature = "first-guest")]
 pub fn first_guest() -> Option<Arc<Guest>> {
-    use core::sync::atomic::{AtomicUsize, Ordering};
+    use core::sync::atomic::AtomicUsize;
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let lines = LINES.lock();
     let running = || lines.iter().filter_map(|line| line.guest.as_ref());
