@@ -255,16 +255,18 @@ fn release<H: Host>(mmu: &mut Mmu, host: &H) {
 #[cold]
 fn supply_low<C: Cache + ?Sized>(cache: &C, tenant: &C::Tenant) -> Result<(), Starved> {
     let owner = Owner::Shadow(tenant.id());
-    let mut frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Guest);
+    let claim = |claim| cache.frames().alloc_below_4g(tenant.id(), claim);
     let mut exhausted = 0;
-    while frame.is_none() {
-        // There may be many free frames, and none of these: reclaim goes on until one comes, whatever the marks say.
-        frame = cache.frames().alloc_below_4g(tenant.id(), Claim::Begun);
-        if frame.is_none() {
-            take_from_largest(cache, &mut exhausted).ok_or(Starved)?;
+    // There may be many free frames, and none of these: reclaim goes on until one comes, whatever the marks say. When
+    // nobody has anything to give, the next one is worth more than the mark.
+    let frame = loop {
+        if let Some(frame) = claim(Claim::Guest) {
+            break frame;
         }
-    }
-    let Some(frame) = frame else { return Err(Starved) };
+        if take_from_largest(cache, &mut exhausted).is_none() {
+            break claim(Claim::Begun).ok_or(Starved)?;
+        }
+    };
     cache.with(tenant, |mmu, _| {
         // A stash that takes no more has others to give for it.
         let mut low = Err(frame);

@@ -43,6 +43,11 @@ impl Random {
 
 /// A guest's processes: one, its fork, and the same tables in PAE paging.
 pub fn processes() -> [Paging; 3] {
+    processes_at([PARENT, FORK, PAE], PAE + 0x1000)
+}
+
+/// The same with other roots; `directory`: the page directory of the last one.
+pub fn processes_at([parent, fork, pae]: [u64; 3], directory: u64) -> [Paging; 3] {
     let four = |cr3| Paging {
         mode: Mode::FourLevel,
         cr3,
@@ -52,13 +57,9 @@ pub fn processes() -> [Paging; 3] {
         physical_address_bits: 40,
         ..Paging::default()
     };
-    let pae = Paging {
-        mode: Mode::Pae,
-        pdptes: [0, (PAE + 0x1000) | bits::P, 0, 0],
-        gib_pages: false,
-        ..four(PAE)
-    };
-    [four(PARENT), four(FORK), pae]
+    let pae =
+        Paging { mode: Mode::Pae, pdptes: [0, directory | bits::P, 0, 0], gib_pages: false, ..four(pae) };
+    [four(parent), four(fork), pae]
 }
 
 /// Builds a guest's tables, and starts it in its first process.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use memory::{Event, Gpa, GuestMemory, Gva};
 
-use super::cache::Random;
+use super::cache::{Random, processes_at};
 use super::guest::FLAGS;
 use crate::model::cores::{Core, Guest, Shared, Vcpu};
 use crate::model::machine::{READ, WRITE};
@@ -57,22 +57,8 @@ fn root(vcpu: u64) -> u64 {
 
 /// A vCPU's processes: one, its fork, which may not write, and the same tables in PAE paging.
 fn processes(vcpu: u64) -> [Paging; 3] {
-    let four = |cr3| Paging {
-        mode: Mode::FourLevel,
-        cr3,
-        nxe: true,
-        wp: true,
-        gib_pages: true,
-        physical_address_bits: 40,
-        ..Paging::default()
-    };
-    let pae = Paging {
-        mode: Mode::Pae,
-        pdptes: [0, (root(vcpu) + 0x8000) | bits::P, 0, 0],
-        gib_pages: false,
-        ..four(root(vcpu) + 0x9000)
-    };
-    [four(root(vcpu)), four(root(vcpu) + 0x5000), pae]
+    let root = root(vcpu);
+    processes_at([root, root + 0x5000, root + 0x9000], root + 0x8000)
 }
 
 /// Entry `index` of leaf table `table`.
